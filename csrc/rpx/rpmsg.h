@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * rpmsg over a pair of virtqueues, the same for both roles: an rx end that yields messages and takes their buffers
+ * back, and a tx end that yields buffers and takes messages. A link is
+ *
+ *                 vring 0            vring 1
+ *     driver      rx: posts buffers  tx: sends in its own buffers
+ *     device      tx: fills them     rx: reads them
+ *
+ * (Linux drivers/rpmsg/virtio_rpmsg_bus.c; OpenAMP's lib/rpmsg/rpmsg_virtio.c agrees.) Like the rings below it, this
+ * layer neither waits nor notifies. Not thread-safe.
+ */
+#ifndef RPX_RPMSG_H
+#define RPX_RPMSG_H
+
+#include "split.h"
+
+#define RPX_HDR 16u
+
+/* The driver's buffers of one direction: `count` of `size` bytes, at `base` here and at `addr` for descriptors. */
+struct rpx_pool {
+	uint8_t *base;
+	uint64_t addr;
+	uint32_t size;
+	uint32_t count;
+};
+
+/* A received message; valid until rpx_rx_done(token). The peer can still change `data`: copy before trusting it. */
+struct rpx_msg {
+	const uint8_t *data;
+	uint32_t src;
+	uint32_t dst;
+	uint32_t token;
+	uint16_t len;
+	bool copied; /* `data` is private scratch, overwritten by the next rpx_rx_next */
+};
+
+/* What rpx_rx_next returns beside errors. */
+enum rpx_rx_result {
+	RPX_RX_EMPTY = 0,
+	RPX_RX_MESSAGE = 1,
+	RPX_RX_SHORT = 2, /* dropped: shorter than the header */
+	RPX_RX_LONG = 3,  /* dropped: hdr.len says more than the buffer holds */
+};
+
+/* The receiving end. Exactly one of drv and dev is set. */
+struct rpx_rx {
+	struct rpx_drv *drv;
+	struct rpx_dev *dev;
+	const struct rpx_mem *mem; /* device: what descriptors may point at */
+	struct rpx_pool pool;      /* driver: the buffers that were posted */
+	uint8_t *scratch;          /* device: a message that is cut into a chain is put together here; may be NULL */
+	uint32_t scratch_size;
+	bool swap;
+	bool whole; /* device: return the descriptor's length as used.len, as OpenAMP's driver needs to see it */
+	uint8_t kind; /* enum rpx_kind */
+};
+
+/* Driver: post every buffer of the pool that the ring holds. */
+static inline int rpx_rx_post(struct rpx_rx *rx)
+{
+	for (uint32_t i = 0; i < rx->pool.count && i < rx->drv->ring.num; i++) {
+		int rc = rpx_drv_add1(rx->drv, rx->pool.addr + (uint64_t)i * rx->pool.size, rx->pool.size, true, i);
+		if (rc != 0)
+			return rc;
+	}
+	return 0;
+}
+
+/* Give a message's buffer back; staged until rpx_rx_publish. */
+static inline int rpx_rx_done(struct rpx_rx *rx, uint32_t token)
+{
+	if (rx->drv != NULL)
+		return rpx_drv_add1(rx->drv, rx->pool.addr + (uint64_t)token * rx->pool.size, rx->pool.size, true, token);
+	/* A device has written nothing into a readable buffer. The token's upper half is what `whole` returns. */
+	return rpx_dev_push(rx->dev, (uint16_t)token, token >> 16);
+}
+
+/* True: the peer wants a kick. */
+static inline bool rpx_rx_publish(struct rpx_rx *rx)
+{
+	return rx->drv != NULL ? rpx_drv_publish(rx->drv) : rpx_dev_publish(rx->dev);
+}
+
+static inline void rpx_rx_mute(struct rpx_rx *rx)
+{
+	if (rx->drv != NULL)
+		rpx_drv_mute(rx->drv);
+	else
+		rpx_dev_mute(rx->dev);
+}
+
+static inline bool rpx_rx_unmute(struct rpx_rx *rx)
+{
+	return rx->drv != NULL ? rpx_drv_unmute(rx->drv) : rpx_dev_unmute(rx->dev);
+}
+
+/* Is there something to look at? Reads one index; touches no state of ours, so a spinning thread may call it. */
+static inline bool rpx_rx_pending(const struct rpx_rx *rx)
+{
+	return rx->drv != NULL ? rpx_ring_used_idx(&rx->drv->ring) != rx->drv->last_used
+			       : rpx_ring_avail_idx(&rx->dev->ring) != rx->dev->last_avail;
+}
+
+static inline int rpx_rx_broken(const struct rpx_rx *rx)
+{
+	return rx->drv != NULL ? rx->drv->broken : rx->dev->broken;
+}
+
+/* Put a chain together in scratch: the bytes gathered, or the rule that was broken. */
+static inline int64_t rpx_rx_gather(struct rpx_rx *rx, uint16_t head)
+{
+	struct rpx_chain c;
+	struct rpx_seg seg;
+	uint32_t n = 0;
+	int rc;
+	rpx_chain_begin(&c, rx->dev, head, rx->scratch_size);
+	while ((rc = rpx_chain_next(&c, rx->dev, rx->mem, &seg)) == 1) {
+		rpx_copy_from(rx->scratch + n, seg.ptr, seg.len, (enum rpx_kind)rx->kind);
+		n += seg.len;
+	}
+	return rc < 0 ? rc : (int64_t)n;
+}
+
+/* The header, each field read once (2.8 of docs/linux-behaviour: reserved and flags are the receiver's to ignore). */
+static inline int rpx_rx_parse(struct rpx_rx *rx, const uint8_t *buf, uint32_t room, struct rpx_msg *msg)
+{
+	const struct rpx_rpmsg_hdr *h = (const struct rpx_rpmsg_hdr *)(const void *)buf;
+	if (rpx_unlikely(room < RPX_HDR))
+		return RPX_RX_SHORT;
+	msg->src = rpx_get32(&h->src, rx->swap);
+	msg->dst = rpx_get32(&h->dst, rx->swap);
+	msg->len = rpx_get16(&h->len, rx->swap);
+	msg->data = buf + RPX_HDR;
+	return rpx_likely(msg->len <= room - RPX_HDR) ? RPX_RX_MESSAGE : RPX_RX_LONG;
+}
+
+/* The next message. A dropped one has given its buffer back. Negative: the rule that the peer broke. */
+static inline int rpx_rx_next(struct rpx_rx *rx, struct rpx_msg *msg)
+{
+	const uint8_t *buf;
+	uint32_t room;
+	int rc;
+	msg->copied = false;
+	if (rx->drv != NULL) {
+		struct rpx_used used;
+		if ((rc = rpx_drv_get(rx->drv, &used)) <= 0)
+			return rc;
+		buf = rx->pool.base + (size_t)used.cookie * rx->pool.size;
+		room = used.len;
+		msg->token = used.cookie;
+	} else {
+		struct rpx_seg seg;
+		uint16_t head;
+		if ((rc = rpx_dev_pop(rx->dev, &head)) <= 0)
+			return rc;
+		if ((rc = rpx_dev_single(rx->dev, rx->mem, head, &seg)) < 0)
+			return rc;
+		if (rpx_likely(rc == 1)) {
+			buf = seg.ptr;
+			room = seg.len;
+		} else {
+			if (rx->scratch == NULL)
+				return rpx_dev_fail(rx->dev, RPX_E_CHAIN_BYTES);
+			int64_t n = rpx_rx_gather(rx, head);
+			if (n < 0)
+				return (int)n;
+			buf = rx->scratch;
+			room = (uint32_t)n;
+			msg->copied = true;
+		}
+		msg->token = head | (rx->whole ? (room <= 0xffffu ? room : 0xffffu) << 16 : 0u);
+		if (rpx_unlikely(((uintptr_t)buf & 3u) != 0))
+			return rpx_dev_fail(rx->dev, RPX_E_DESC_ADDR); /* header fields are read as such */
+	}
+	rc = rpx_rx_parse(rx, buf, room, msg);
+	if (rpx_unlikely(rc != RPX_RX_MESSAGE)) {
+		int done = rpx_rx_done(rx, msg->token);
+		return done < 0 ? done : rc;
+	}
+	return rc;
+}
+
+/* The sending end. Exactly one of drv and dev is set. */
+struct rpx_tx {
+	struct rpx_drv *drv;
+	struct rpx_dev *dev;
+	const struct rpx_mem *mem; /* device: what descriptors may point at */
+	struct rpx_pool pool;      /* driver: own buffers */
+	uint32_t *spare;           /* driver: [pool.count] recycled buffers; device: [2 * num] buffers handed back unsent */
+	uint32_t n_spare;
+	uint32_t fresh; /* driver: buffers from here on were never used */
+	bool swap;
+	uint8_t kind;
+};
+
+/* A buffer to send in; `data` has room for `cap` bytes of payload. The peer can still see and change it. */
+struct rpx_txbuf {
+	uint8_t *data;
+	uint32_t cap;
+	uint32_t token;
+};
+
+/* What rpx_tx_get returns beside errors. */
+enum rpx_tx_result {
+	RPX_TX_NONE = 0, /* no buffer until the peer gives one back */
+	RPX_TX_BUFFER = 1,
+};
+
+static inline bool rpx_tx_publish(struct rpx_tx *tx)
+{
+	return tx->drv != NULL ? rpx_drv_publish(tx->drv) : rpx_dev_publish(tx->dev);
+}
+
+static inline void rpx_tx_mute(struct rpx_tx *tx)
+{
+	if (tx->drv != NULL)
+		rpx_drv_mute(tx->drv);
+	else
+		rpx_dev_mute(tx->dev);
+}
+
+static inline bool rpx_tx_unmute(struct rpx_tx *tx)
+{
+	return tx->drv != NULL ? rpx_drv_unmute(tx->drv) : rpx_dev_unmute(tx->dev);
+}
+
+/* Has the peer given buffers back that were not looked at yet? Reads one index, as rpx_rx_pending does. */
+static inline bool rpx_tx_pending(const struct rpx_tx *tx)
+{
+	return tx->drv != NULL ? rpx_ring_used_idx(&tx->drv->ring) != tx->drv->last_used
+			       : rpx_ring_avail_idx(&tx->dev->ring) != tx->dev->last_avail;
+}
+
+static inline int rpx_tx_broken(const struct rpx_tx *tx)
+{
+	return tx->drv != NULL ? tx->drv->broken : tx->dev->broken;
+}
+
+static inline void rpx_tx_fill(const struct rpx_tx *tx, struct rpx_txbuf *buf, uint32_t index)
+{
+	buf->data = tx->pool.base + (size_t)index * tx->pool.size + RPX_HDR;
+	buf->cap = tx->pool.size - RPX_HDR;
+	buf->token = index;
+}
+
+/* Driver: the last buffer that came back, warm in the cache; else reclaim; else one never used. */
+static inline int rpx_tx_get_drv(struct rpx_tx *tx, struct rpx_txbuf *buf)
+{
+	if (tx->n_spare == 0) {
+		struct rpx_used used;
+		int rc;
+		while ((rc = rpx_drv_get(tx->drv, &used)) == 1)
+			tx->spare[tx->n_spare++] = used.cookie;
+		if (rc < 0)
+			return rc;
+	}
+	if (rpx_likely(tx->n_spare > 0))
+		rpx_tx_fill(tx, buf, tx->spare[--tx->n_spare]);
+	else if (tx->fresh < tx->pool.count && tx->fresh < tx->drv->ring.num)
+		rpx_tx_fill(tx, buf, tx->fresh++);
+	else
+		return RPX_TX_NONE;
+	return RPX_TX_BUFFER;
+}
+
+/* Device: the next buffer that the driver posted. One too short for the header is given back empty. */
+static inline int rpx_tx_get_dev(struct rpx_tx *tx, struct rpx_txbuf *buf)
+{
+	for (uint32_t tries = 0; tries < tx->dev->ring.num; tries++) {
+		struct rpx_seg seg;
+		uint16_t head;
+		int rc = 1;
+		if (tx->n_spare > 0)
+			head = (uint16_t)tx->spare[--tx->n_spare];
+		else if ((rc = rpx_dev_pop(tx->dev, &head)) <= 0)
+			return rc;
+		if ((rc = rpx_dev_single(tx->dev, tx->mem, head, &seg)) < 0)
+			return rc;
+		if (rc == 0) { /* a chain: its first element is used if it is writable, and nothing else */
+			struct rpx_chain c;
+			rpx_chain_begin(&c, tx->dev, head, UINT32_MAX);
+			if ((rc = rpx_chain_next(&c, tx->dev, tx->mem, &seg)) < 0)
+				return rc;
+		}
+		if (!seg.write)
+			return rpx_dev_fail(tx->dev, RPX_E_DESC_READONLY);
+		if (rpx_unlikely(((uintptr_t)seg.ptr & 3u) != 0))
+			return rpx_dev_fail(tx->dev, RPX_E_DESC_ADDR);
+		if (rpx_likely(seg.len >= RPX_HDR)) {
+			buf->data = seg.ptr + RPX_HDR;
+			buf->cap = seg.len - RPX_HDR <= 0xffffu ? seg.len - RPX_HDR : 0xffffu;
+			buf->token = head;
+			return RPX_TX_BUFFER;
+		}
+		if ((rc = rpx_dev_push(tx->dev, head, 0)) < 0)
+			return rc;
+	}
+	return RPX_TX_NONE;
+}
+
+/* A buffer to fill: RPX_TX_BUFFER, RPX_TX_NONE, or the rule that the peer broke. */
+static inline int rpx_tx_get(struct rpx_tx *tx, struct rpx_txbuf *buf)
+{
+	return tx->drv != NULL ? rpx_tx_get_drv(tx, buf) : rpx_tx_get_dev(tx, buf);
+}
+
+/* Hand a buffer back unsent; it is the next one rpx_tx_get returns. */
+static inline void rpx_tx_unget(struct rpx_tx *tx, const struct rpx_txbuf *buf)
+{
+	tx->spare[tx->n_spare++] = buf->token;
+}
+
+/* Write the header before buf->data and stage the message; `len` is at most buf->cap. Sent by rpx_tx_publish. */
+static inline int rpx_tx_put(struct rpx_tx *tx, const struct rpx_txbuf *buf, uint32_t src, uint32_t dst, uint32_t len)
+{
+	struct rpx_rpmsg_hdr *h = (struct rpx_rpmsg_hdr *)(void *)(buf->data - RPX_HDR);
+	rpx_put32(&h->src, src, tx->swap);
+	rpx_put32(&h->dst, dst, tx->swap);
+	rpx_put32(&h->reserved, 0, tx->swap);
+	rpx_put16(&h->len, (uint16_t)len, tx->swap);
+	rpx_put16(&h->flags, 0, tx->swap);
+	if (tx->drv != NULL)
+		return rpx_drv_add1(tx->drv, tx->pool.addr + (uint64_t)buf->token * tx->pool.size, RPX_HDR + len, false,
+				    buf->token);
+	return rpx_dev_push(tx->dev, (uint16_t)buf->token, RPX_HDR + len);
+}
+
+/*
+ * The name service. Encode into 40 bytes; `name` is cut at 31 characters and padded with zeros.
+ */
+static inline void rpx_ns_encode(struct rpx_rpmsg_ns *ns, const char *name, uint32_t addr, bool destroy, bool swap)
+{
+	uint32_t i = 0;
+	for (; i < RPX_NS_NAME - 1u && name[i] != '\0'; i++)
+		ns->name[i] = (uint8_t)name[i];
+	for (; i < RPX_NS_NAME; i++)
+		ns->name[i] = 0;
+	rpx_put32(&ns->addr, addr, swap);
+	rpx_put32(&ns->flags, destroy ? RPX_NS_DESTROY : RPX_NS_CREATE, swap);
+}
+
+/* Length of the name in a private copy of a name-service message: 0 where it is empty or has no NUL. */
+static inline uint32_t rpx_ns_name_len(const struct rpx_rpmsg_ns *ns)
+{
+	for (uint32_t i = 0; i < RPX_NS_NAME; i++) {
+		if (ns->name[i] == 0)
+			return i;
+	}
+	return 0;
+}
+
+#endif

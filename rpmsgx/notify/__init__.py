@@ -1,0 +1,1 @@
+"""How the other side is woken, and how we are: doorbells."""
