@@ -17,6 +17,18 @@
 
 #define RPX_HDR 16u
 
+/*
+ * Cache maintenance of message buffers, for a CPU that caches them and is not coherent with the peer: override both.
+ * Invalidate comes before the first read of a received buffer, clean after the last write to one that is sent. Rings
+ * must not be cached there.
+ */
+#ifndef RPX_INVALIDATE
+#define RPX_INVALIDATE(ptr, len) ((void)(ptr), (void)(len))
+#endif
+#ifndef RPX_CLEAN
+#define RPX_CLEAN(ptr, len) ((void)(ptr), (void)(len))
+#endif
+
 /* The driver's buffers of one direction: `count` of `size` bytes, at `base` here and at `addr` for descriptors. */
 struct rpx_pool {
 	uint8_t *base;
@@ -116,6 +128,7 @@ static inline int64_t rpx_rx_gather(struct rpx_rx *rx, uint16_t head)
 	int rc;
 	rpx_chain_begin(&c, rx->dev, head, rx->scratch_size);
 	while ((rc = rpx_chain_next(&c, rx->dev, rx->mem, &seg)) == 1) {
+		RPX_INVALIDATE(seg.ptr, seg.len);
 		rpx_copy_from(rx->scratch + n, seg.ptr, seg.len, (enum rpx_kind)rx->kind);
 		n += seg.len;
 	}
@@ -143,15 +156,16 @@ static inline int rpx_rx_next(struct rpx_rx *rx, struct rpx_msg *msg)
 	int rc;
 	msg->copied = false;
 	if (rx->drv != NULL) {
-		struct rpx_used used;
+		struct rpx_used used = { 0, 0 };
 		if ((rc = rpx_drv_get(rx->drv, &used)) <= 0)
 			return rc;
 		buf = rx->pool.base + (size_t)used.cookie * rx->pool.size;
 		room = used.len;
+		RPX_INVALIDATE(buf, room);
 		msg->token = used.cookie;
 	} else {
 		struct rpx_seg seg;
-		uint16_t head;
+		uint16_t head = 0;
 		if ((rc = rpx_dev_pop(rx->dev, &head)) <= 0)
 			return rc;
 		if ((rc = rpx_dev_single(rx->dev, rx->mem, head, &seg)) < 0)
@@ -159,6 +173,7 @@ static inline int rpx_rx_next(struct rpx_rx *rx, struct rpx_msg *msg)
 		if (rpx_likely(rc == 1)) {
 			buf = seg.ptr;
 			room = seg.len;
+			RPX_INVALIDATE(buf, room);
 		} else {
 			if (rx->scratch == NULL)
 				return rpx_dev_fail(rx->dev, RPX_E_CHAIN_BYTES);
@@ -248,7 +263,7 @@ static inline void rpx_tx_fill(const struct rpx_tx *tx, struct rpx_txbuf *buf, u
 static inline int rpx_tx_get_drv(struct rpx_tx *tx, struct rpx_txbuf *buf)
 {
 	if (tx->n_spare == 0) {
-		struct rpx_used used;
+		struct rpx_used used = { 0, 0 };
 		int rc;
 		while ((rc = rpx_drv_get(tx->drv, &used)) == 1)
 			tx->spare[tx->n_spare++] = used.cookie;
@@ -269,7 +284,7 @@ static inline int rpx_tx_get_dev(struct rpx_tx *tx, struct rpx_txbuf *buf)
 {
 	for (uint32_t tries = 0; tries < tx->dev->ring.num; tries++) {
 		struct rpx_seg seg;
-		uint16_t head;
+		uint16_t head = 0;
 		int rc = 1;
 		if (tx->n_spare > 0)
 			head = (uint16_t)tx->spare[--tx->n_spare];
@@ -320,6 +335,7 @@ static inline int rpx_tx_put(struct rpx_tx *tx, const struct rpx_txbuf *buf, uin
 	rpx_put32(&h->reserved, 0, tx->swap);
 	rpx_put16(&h->len, (uint16_t)len, tx->swap);
 	rpx_put16(&h->flags, 0, tx->swap);
+	RPX_CLEAN(h, RPX_HDR + len);
 	if (tx->drv != NULL)
 		return rpx_drv_add1(tx->drv, tx->pool.addr + (uint64_t)buf->token * tx->pool.size, RPX_HDR + len, false,
 				    buf->token);

@@ -167,7 +167,7 @@ static inline int rpx_drv_fail(struct rpx_drv *q, int error)
 /* Take over a zeroed ring; `slots` has num entries. Touches no shared memory; notifications are on, as zero means. */
 static inline void rpx_drv_init(struct rpx_drv *q, const struct rpx_ring *ring, struct rpx_drv_slot *slots)
 {
-	q->ring = *ring;
+	RPX_MEMCPY(&q->ring, ring, sizeof q->ring); /* an assignment may become a call of memcpy */
 	q->slots = slots;
 	q->broken = 0;
 	q->avail_idx = q->avail_pub = q->last_used = q->used_seen = 0;
@@ -418,7 +418,7 @@ static inline int rpx_dev_fail(struct rpx_dev *q, int error)
 static inline void rpx_dev_init(struct rpx_dev *q, const struct rpx_ring *ring, uint32_t *seen, uint16_t avail_idx,
 				uint16_t used_idx)
 {
-	q->ring = *ring;
+	RPX_MEMCPY(&q->ring, ring, sizeof q->ring); /* an assignment may become a call of memcpy */
 	q->seen = seen;
 	q->broken = 0;
 	q->look = 1;

@@ -13,11 +13,17 @@ class Doorbell:
     """Base of all doorbells, and the one that never rings (a link that is polled).
 
     `kick_fd`, where it is not negative, lets the bus ring without a Python call: 8 bytes to an eventfd
-    (`kick_socket` false), or one byte to a stream socket (`kick_socket` true). Thread-safe.
+    (`kick_socket` false), or one byte to a stream socket (`kick_socket` true). `connected` says whether there is a
+    peer, `lost` counts how often one went away, `rang` whether this one has rung yet. Where `poll_ms` is not
+    negative, one that waits looks that often, whatever `fileno()` says. Thread-safe.
     """
 
     kick_fd = -1
     kick_socket = False
+    connected = True
+    lost = 0
+    rang = True
+    poll_ms = 1  # nobody rings: look
 
     def fileno(self) -> int:
         """The descriptor that is readable while there may be something to look at; -1: there is none, poll."""
@@ -26,9 +32,8 @@ class Doorbell:
     def kick(self, notifyid: int) -> None:
         """Ring the peer for the vring with this `notifyid`. Never blocks, never raises because of the peer."""
 
-    def drain(self) -> bool:
-        """Clear what made `fileno()` readable. False: the peer has gone (or is not there yet)."""
-        return True
+    def drain(self) -> None:
+        """Clear what made `fileno()` readable; bring `connected`, `lost`, `rang` and `kick_fd` up to date."""
 
     def close(self) -> None:
         """Give up the descriptors. Idempotent."""
@@ -36,6 +41,8 @@ class Doorbell:
 
 class EventfdDoorbell(Doorbell):
     """A pair of eventfds: `listen` is ours to wait on, `ring` is the peer's. Both are owned and closed."""
+
+    poll_ms = -1
 
     def __init__(self, listen: int, ring: int) -> None:
         self._listen = listen
@@ -58,12 +65,11 @@ class EventfdDoorbell(Doorbell):
             except BlockingIOError:
                 pass  # it is as loud as it can be
 
-    def drain(self) -> bool:
+    def drain(self) -> None:
         try:
             os.eventfd_read(self._listen)
         except BlockingIOError:
             pass
-        return True
 
     def close(self) -> None:
         for fd in (self._listen, self.kick_fd):

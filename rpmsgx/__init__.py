@@ -1,0 +1,89 @@
+"""rpmsgx: rpmsg and remoteproc for Python programs on either end of a link.
+
+    with rpmsgx.Remoteproc(platform="unicorn", firmware="sample") as rproc:
+        with rproc.open("rpmsg-client-sample", timeout=5) as endpoint:
+            endpoint.send(b"hello world!")
+            print(endpoint.recv(timeout=1))
+
+Importing this costs next to nothing: the parts are loaded when they are first used.
+"""
+
+from rpmsgx.errors import (
+    Blocked,
+    ChannelRemoved,
+    Closed,
+    Error,
+    FirmwareError,
+    MessageSize,
+    MessagesLost,
+    NoPeer,
+    PeerError,
+    ResourceError,
+    StateError,
+    Timeout,
+)
+
+__version__ = "0.1.0"
+
+ANY = 0xFFFFFFFF  # the address that stands for "none yet"
+
+_LAZY = {
+    "open": "rpmsgx.rpmsg.open",
+    "Bus": "rpmsgx.rpmsg.bus",
+    "Channel": "rpmsgx.rpmsg.bus",
+    "Claim": "rpmsgx.rpmsg.bus",
+    "Endpoint": "rpmsgx.rpmsg.bus",
+    "Hold": "rpmsgx.rpmsg.bus",
+    "Remoteproc": "rpmsgx.remoteproc.remoteproc",
+    "aio": "",
+}
+
+__all__ = [
+    "ANY",
+    "Blocked",
+    "Bus",
+    "Channel",
+    "ChannelRemoved",
+    "Claim",
+    "Closed",
+    "Endpoint",
+    "Error",
+    "FirmwareError",
+    "Hold",
+    "MessageSize",
+    "MessagesLost",
+    "NoPeer",
+    "PeerError",
+    "Remoteproc",
+    "ResourceError",
+    "StateError",
+    "Timeout",
+    "aio",
+    "get_include",
+    "open",
+]
+
+
+def get_include() -> str:
+    """The directory of the C headers, for code that includes rpx.h or cimports rpmsgx's Cython modules."""
+    from importlib.util import find_spec
+
+    spec = find_spec("rpmsgx.include")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("the C headers are not installed beside this package")
+    return spec.submodule_search_locations[0]
+
+
+def __getattr__(name: str) -> object:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'rpmsgx' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = import_module(f"rpmsgx.{name}") if not module else getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

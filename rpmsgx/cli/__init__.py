@@ -1,0 +1,1 @@
+"""The rpmsgx command: one module per subcommand."""

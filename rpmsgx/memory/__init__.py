@@ -1,0 +1,1 @@
+"""Where bytes live and how addresses translate: regions, address spaces, carveouts."""

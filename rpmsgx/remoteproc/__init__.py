@@ -1,0 +1,1 @@
+"""Boots, attaches, recovers and dumps a remote core."""

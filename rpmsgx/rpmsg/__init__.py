@@ -1,0 +1,1 @@
+"""rpmsg: endpoints, channels and the name service on a pair of virtqueues."""

@@ -1,0 +1,74 @@
+"""`rpmsgx.open()`: a bus by URL. Transports are found by scheme; each is imported when it is first used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from rpmsgx.rpmsg.bus import Bus
+from rpmsgx.virtio.layout import DEFAULT_NUM, Layout, check_num
+from rpmsgx.virtio.link import Link, Role
+
+TRANSPORTS = {
+    "virtual": "rpmsgx.virtio.virtual",
+    "file": "rpmsgx.virtio.file",
+    "memfd": "rpmsgx.virtio.memfd",
+}
+ENTRY_POINTS = "rpmsgx.transports"
+
+
+def _transport(scheme: str) -> Callable[..., Link]:
+    name = TRANSPORTS.get(scheme)
+    if name is not None:
+        opener: Callable[..., Link] = import_module(name).open_link
+        return opener
+    from importlib.metadata import entry_points  # dear: only for a scheme that is not ours
+
+    for point in entry_points(group=ENTRY_POINTS, name=scheme):
+        found: Callable[..., Link] = point.load()
+        return found
+    known = ", ".join(f"{name}:" for name in TRANSPORTS)
+    raise ValueError(f"unknown scheme {scheme!r}; built in are {known}; others come by entry points ({ENTRY_POINTS})")
+
+
+def open(
+    url: str,
+    role: Role,
+    *,
+    spin: float = 0.0,
+    queue: int = 1024,
+    overflow: str = "block",
+    layout: str = "openamp",
+    num: int = DEFAULT_NUM,
+    event_idx: bool = False,
+    indirect: bool = False,
+    **options: Any,
+) -> Bus:
+    """Open one end of the link at `url` and return its bus; never waits for the peer.
+
+    `role`: "driver" (the host: owns the buffers) or "device" (the remote). `spin`: seconds to look at the rings
+    before blocking; more is faster and warmer. `queue`, `overflow`: what an endpoint holds, and what happens when it
+    is full ("block": the bus stops, "drop": counted). `num`, `event_idx`, `indirect`: the vrings' size and the
+    features offered, where this end writes the resource table. Further options are the transport's own:
+
+        virtual:NAME     both ends in this process
+        file:PATH        a shared file and a Unix socket: doorbell=, create=, server=
+        memfd:SOCKET     sealed memory and eventfds, handed over the Unix socket SOCKET
+
+    Raises ValueError for a URL or option that cannot be, ResourceError for memory that is not acceptable, OSError.
+    """
+    scheme, colon, address = url.partition(":")
+    if not colon or not address:
+        raise ValueError(f"{url!r} is not a URL: SCHEME:ADDRESS, such as file:/dev/shm/link")
+    if role not in ("driver", "device"):
+        raise ValueError(f'role must be "driver" (host) or "device" (remote), not {role!r}')
+    if layout != "openamp":
+        raise ValueError(f'layout must be "openamp", not {layout!r}')
+    shape = Layout(check_num(num), bool(event_idx), bool(indirect))
+    link = _transport(scheme)(address, role, layout=shape, **options)
+    try:
+        return Bus(link, spin=spin, queue=queue, overflow=overflow)
+    except BaseException:
+        link.close()
+        raise

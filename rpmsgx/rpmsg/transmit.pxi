@@ -1,0 +1,111 @@
+# From a caller's buffer to the ring.
+
+
+cdef uint32_t bus_current_mtu(Bus bus) except? 0xffffffff:
+    """The room in the next buffer; a device reads it off the buffer that the driver posted."""
+    cdef rpx_txbuf buf
+    cdef int rc
+    if bus.up and bus.tx.dev != NULL and bus.mtu_seen == 0:
+        rc = rpx_tx_get(&bus.tx, &buf)
+        if rc < 0:
+            bus_peer_broke(bus, rc)
+        elif rc == RPX_TX_BUFFER:
+            bus.mtu_seen = buf.cap
+            rpx_tx_unget(&bus.tx, &buf)
+    return bus.mtu_seen
+
+
+cdef int bus_transmit(Bus bus, uint32_t src, uint32_t dst, const uint8_t *data, Py_ssize_t size) except -1:
+    """Stage one message. 1: staged, flush_tx() sends it. 0: no buffer, or no link, now. Raises MessageSize."""
+    cdef rpx_txbuf buf
+    cdef int rc
+    if not bus.up:
+        return 0
+    if bus.status != NULL and rpx_load8(bus.status) & RPX_STATUS_DRIVER_OK == 0:
+        bus_session_check(bus, True)
+        return 0
+    rc = rpx_tx_get(&bus.tx, &buf)
+    if rc == RPX_TX_BUFFER:
+        bus.mtu_seen = buf.cap
+        if size > <Py_ssize_t>buf.cap:
+            rpx_tx_unget(&bus.tx, &buf)
+            raise MessageSize(f"a message of {size} bytes; this link carries at most {buf.cap}")
+        rpx_copy_to(buf.data, data, <size_t>size, <rpx_kind>bus.tx.kind)
+        rc = rpx_tx_put(&bus.tx, &buf, src, dst, <uint32_t>size)
+        if rc == 0:
+            return 1
+    if rc < 0:
+        bus_peer_broke(bus, rc)
+    elif bus.mtu_seen and size > <Py_ssize_t>bus.mtu_seen:
+        raise MessageSize(f"a message of {size} bytes; this link carries at most {bus.mtu_seen}")
+    return 0
+
+
+cdef int bus_flush_tx(Bus bus) except -1:
+    if bus.up and rpx_tx_publish(&bus.tx):
+        bus_kick(bus, bus.tx_notifyid)
+    return 0
+
+
+cdef int bus_flush_announce(Bus bus) except -1:
+    """Send the name-service messages that are due, as far as there are buffers; the rest waits for the next look."""
+    cdef rpx_rpmsg_ns ns
+    cdef bint sent = False
+    if not bus.up:
+        return 0
+    if not bus.session.name_service:
+        bus.announce = []
+        return 0
+    while bus.announce:
+        name, address, destroy = bus.announce[0]
+        rpx_ns_encode(&ns, encode_name(name), address, destroy, bus.tx.swap)
+        if not bus_transmit(bus, address, RPX_ADDR_NS, <const uint8_t *>&ns, sizeof(ns)):
+            break
+        sent = True
+        if bus.announce:
+            bus.announce.pop(0)
+    if sent:
+        bus_flush_tx(bus)
+    return 0
+
+
+cdef int bus_kick(Bus bus, uint32_t notifyid) except -1:
+    cdef uint64_t one = 1
+    bus.kicks += 1
+    if bus.kick_fd < 0:
+        bus.doorbell.kick(notifyid)
+    elif bus.kick_socket:
+        send(bus.kick_fd, &one, 1, MSG_DONTWAIT | MSG_NOSIGNAL)  # full: it rings already; gone: drain() finds out
+    else:
+        c_write(bus.kick_fd, &one, 8)
+    return 0
+
+
+cdef uint32_t bus_outstanding(Bus bus) noexcept:
+    """Messages that were sent and that the peer has not taken yet, as far as this role can see."""
+    if not bus.up:
+        return 0
+    if bus.tx.drv != NULL:
+        return rpx_idx_diff(bus.drv_tx.avail_pub, rpx_ring_used_idx(&bus.drv_tx.ring))
+    # A driver posts each buffer again once it has read it.
+    return rpx_idx_diff(bus.dev_tx.used_pub,
+                        rpx_idx_diff(rpx_ring_avail_idx(&bus.dev_tx.ring), bus.first_avail))
+
+
+cdef int bus_linger(Bus bus, double deadline) except -1:
+    """Wait until the peer has taken everything, the deadline passes, or the peer is not there."""
+    cdef epoll_event event
+    cdef int ms
+    cdef double left
+    while bus_outstanding(bus) and bus.up and bus.link.present():
+        left = deadline - monotonic()
+        if left <= 0:
+            break
+        rpx_tx_unmute(&bus.tx)
+        ms = <int>min(left * 1000 + 1, 5.0)
+        if bus_outstanding(bus):
+            with nogil:
+                epoll_wait(bus.pump_epoll, &event, 1, ms)
+            PyErr_CheckSignals()
+            bus_service(bus)
+    return 0

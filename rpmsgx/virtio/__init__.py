@@ -1,0 +1,1 @@
+"""Rings, features, status and the resource table; transports that say where the rings live."""

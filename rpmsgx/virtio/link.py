@@ -1,0 +1,260 @@
+"""What a bus needs to know of the place it lives in: where the rings are, who the peer is, whether it is there.
+
+A `Link` is one end of a virtio device, in one role. The bus asks it for a `Session` (from DRIVER_OK until a reset or
+until one end goes), and whether that session still holds. `VdevLink` does this for every link whose rings are
+described by a vdev entry of a resource table: files, memfds, remote cores.
+
+Features of a resource table are 32 bits, so these rings are legacy (VIRTIO 2.7.2, 2.7.3): native byte order, one
+piece each, no FEATURES_OK step (3.1.2).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from rpmsgx.errors import ResourceError
+from rpmsgx.notify.doorbell import Doorbell
+from rpmsgx.virtio.table import ADDR_ANY, VdevView, vring_size
+
+if TYPE_CHECKING:
+    from rpmsgx.memory.region import Region
+    from rpmsgx.memory.space import AddressSpace
+
+Role = Literal["driver", "device"]
+
+F_NS = 1 << 0
+F_INDIRECT_DESC = 1 << 28
+F_EVENT_IDX = 1 << 29
+SUPPORTED = F_NS | F_INDIRECT_DESC | F_EVENT_IDX
+
+ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
+
+BUFFER_SIZE = 512  # bytes of an rpmsg buffer, header included (Linux, OpenAMP)
+
+
+class Ring(NamedTuple):
+    """A vring: `offset` bytes into `buffer`, `num` descriptors, the used ring at a multiple of `align`."""
+
+    buffer: object
+    offset: int
+    num: int
+    align: int
+    notifyid: int
+
+
+class Pool(NamedTuple):
+    """The driver's buffers of one direction: `count` of `size` bytes; descriptors carry `addr`."""
+
+    buffer: object
+    offset: int
+    addr: int
+    size: int
+    count: int
+
+
+class Session(NamedTuple):
+    """What holds from DRIVER_OK until the end of it. `rx` and `tx` are seen from this end."""
+
+    rx: Ring
+    tx: Ring
+    rx_pool: Pool | None = None  # driver
+    tx_pool: Pool | None = None
+    regions: tuple[tuple[object, int, int, int], ...] = ()  # device: (buffer, offset, address, size)
+    status: tuple[object, int] | None = None  # the device status byte: (buffer, offset)
+    driver_status: int = 0  # driver: what it writes there once everything is in place
+    name_service: bool = True
+    event_idx: bool = False
+    indirect: bool = False
+    version_1: bool = False
+    kind: str = "cached"
+    adopt_used: bool = False  # device: the driver may have filled the used ring before DRIVER_OK
+    whole_used_len: bool = False  # device: return descriptors' lengths as used.len
+
+
+class Link:
+    """One end of a link. Not thread-safe: the bus calls it under its lock."""
+
+    role: Role
+    url: str
+    doorbell: Doorbell
+    in_process = False  # the peer lives in this process: spinning would only keep it from running
+    gone = "the peer closed it or was reset"  # why alive() became false
+
+    def session(self) -> Session | None:
+        """The next session; None while the peer is not ready for one. A driver resets the device first."""
+        raise NotImplementedError
+
+    def alive(self) -> bool:
+        """Whether the session that was handed out last still holds."""
+        raise NotImplementedError
+
+    def present(self) -> bool:
+        """Whether there is a peer that could still take messages."""
+        return self.doorbell.connected
+
+    def needs_reset(self) -> None:
+        """The peer broke a rule: say so where the transport lets this end say so (VIRTIO 2.1.2-2)."""
+
+    def close(self) -> None:
+        """End the session for good: a driver resets the device. Gives up descriptors and memory. Idempotent."""
+        raise NotImplementedError
+
+    def close_descriptors(self) -> None:
+        """Give up this process's descriptors and touch nothing that is shared: after a fork, in the child."""
+        self.doorbell.close()
+
+
+class Buffers(NamedTuple):
+    """Where a driver's buffers lie: `da` of the rx pool, the tx pool behind it; `count` of `size` bytes each."""
+
+    da: int
+    count: int
+    size: int = BUFFER_SIZE
+
+
+class VdevLink(Link):
+    """A link over the vdev entry at `offset` of a resource table in `region`.
+
+    Addresses of vrings in the table are device addresses of `space`; descriptors carry physical addresses, or device
+    addresses where `desc_addr` is "da". `buffers` is for a driver. A device can use all of `space` but the table's
+    region up to `table_end` and the rings themselves. Nothing is read back that this end wrote.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        url: str,
+        *,
+        space: AddressSpace,
+        region: Region,
+        offset: int,
+        doorbell: Doorbell,
+        buffers: Buffers | None = None,
+        desc_addr: Literal["da", "pa"] = "pa",
+        table_end: int = 0,
+        in_process: bool = False,
+        needs_ring: bool = False,
+    ) -> None:
+        self.role = role
+        self.url = url
+        self.doorbell = doorbell
+        self.in_process = in_process
+        self._space = space
+        self._region = region
+        self._offset = offset
+        self._vdev = VdevView(region.buffer, offset)
+        self._buffers = buffers
+        self._desc_addr = desc_addr
+        self._table_end = table_end
+        self._needs_ring = needs_ring
+        self._lost = doorbell.lost
+        self._closed = False
+        if self._vdev.num_of_vrings != 2:
+            raise ResourceError(f"an rpmsg vdev has 2 vrings, this one {self._vdev.num_of_vrings}")
+
+    def session(self) -> Session | None:
+        if self.role == "driver":
+            return self._driver_session()
+        doorbell = self.doorbell
+        if not doorbell.connected or (self._needs_ring and not doorbell.rang):
+            return None
+        if not self._vdev.status & DRIVER_OK:
+            return None
+        self._lost = doorbell.lost
+        return self._device_session(self._vdev.gfeatures)
+
+    def _driver_session(self) -> Session:
+        # VIRTIO 3.1.1 as far as a legacy device has it (3.1.2): reset, ACKNOWLEDGE, DRIVER, features; DRIVER_OK is
+        # the bus's to write, once its buffers are posted.
+        if self._buffers is None:
+            raise ResourceError("a driver needs memory for its buffers")
+        self._lost = self.doorbell.lost
+        vdev = self._vdev
+        vdev.status = 0
+        vdev.status = ACKNOWLEDGE
+        vdev.status = ACKNOWLEDGE | DRIVER
+        features = vdev.dfeatures & SUPPORTED
+        vdev.gfeatures = features
+        pools = [self._pool(i) for i in (0, 1)]
+        return Session(
+            rx=self._ring(0),
+            tx=self._ring(1),
+            rx_pool=pools[0],
+            tx_pool=pools[1],
+            status=self._status(),
+            driver_status=ACKNOWLEDGE | DRIVER | DRIVER_OK,
+            name_service=bool(features & F_NS),
+            event_idx=bool(features & F_EVENT_IDX),
+            indirect=bool(features & F_INDIRECT_DESC),
+            kind=self._region.kind,
+        )
+
+    def _device_session(self, features: int) -> Session:
+        rings = [self._ring(i) for i in (0, 1)]
+        return Session(
+            rx=rings[1],
+            tx=rings[0],
+            regions=self._granted(rings),
+            status=self._status(),
+            name_service=bool(features & F_NS),
+            event_idx=bool(features & self._vdev.dfeatures & F_EVENT_IDX),
+            indirect=bool(features & self._vdev.dfeatures & F_INDIRECT_DESC),
+            kind=self._region.kind,
+            adopt_used=True,
+            whole_used_len=True,
+        )
+
+    def _status(self) -> tuple[object, int]:
+        return self._region.buffer, self._offset + 24
+
+    def _ring(self, index: int) -> Ring:
+        vring = self._vdev.vring(index)
+        da, num, align = vring.da, vring.num, vring.align
+        what = f"vring {index}: "
+        if num == 0 or num & (num - 1) or num > 32768:
+            raise ResourceError(f"{what}num is {num}, not a power of two from 1 to 32768")
+        if align < 4 or align & (align - 1) or align > 1 << 30:
+            raise ResourceError(f"{what}align is {align}, not a power of two from 4")
+        if da == ADDR_ANY:
+            raise ResourceError(f"{what}da is ANY: nobody has placed it yet")
+        region, offset = self._space.find_da(da, vring_size(num, align))
+        return Ring(region.buffer, offset, num, align, vring.notifyid)
+
+    def _pool(self, index: int) -> Pool:
+        assert self._buffers is not None
+        da, count, size = self._buffers
+        da += index * count * size
+        region, offset = self._space.find_da(da, count * size)
+        base = region.da if self._desc_addr == "da" else region.pa
+        return Pool(region.buffer, offset, base + offset, size, count)
+
+    def _granted(self, rings: list[Ring]) -> tuple[tuple[object, int, int, int], ...]:
+        """The space less the table and the rings: a descriptor that points there breaks the queue."""
+        granted = []
+        for region in self._space.regions:
+            base = region.da if self._desc_addr == "da" else region.pa
+            start = self._table_end if region is self._region else 0
+            holes = sorted(
+                (ring.offset, ring.offset + vring_size(ring.num, ring.align))
+                for ring in rings
+                if ring.buffer is region.buffer
+            )
+            for low, high in [*holes, (region.size, region.size)]:
+                if low > start:
+                    granted.append((region.buffer, start, base + start, low - start))
+                start = max(start, high)
+        return tuple(granted)
+
+    def alive(self) -> bool:
+        if self._lost != self.doorbell.lost:
+            return False
+        return self.role == "driver" or bool(self._vdev.status & DRIVER_OK)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self.role == "driver":
+            self._vdev.status = 0
+            self.doorbell.kick(0)
+        self.doorbell.close()

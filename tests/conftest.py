@@ -1,0 +1,72 @@
+"""Marks, and `pytest --conformance`: which rules of docs/conformance.md the tests that ran have covered."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+RULES = Path(__file__).parent.parent / "docs" / "conformance.md"
+ROW = re.compile(r"^\| (?P<id>[\w./-]+) \| (?P<who>[^|]*) \| (?P<level>[^|]*) \| (?P<text>[^|]*) \| (?P<how>[^|]*) \|$")
+MARKS = {
+    "rule(*ids)": "rules of docs/conformance.md that the test proves",
+    "hostile": "the other end, or a file, is out to break us",
+    "mutation": "a fault is put into our own code, and a test must find it",
+    "lesson(name)": "a failure seen in the field that must not come back",
+}
+
+
+def rules() -> dict[str, tuple[str, str]]:
+    """id: (statement, how it is covered) of every row."""
+    found: dict[str, tuple[str, str]] = {}
+    for line in RULES.read_text(encoding="utf-8").splitlines():
+        row = ROW.match(line)
+        if row and row["id"] != "id":
+            assert row["id"] not in found, f"{RULES}: {row['id']} stands there twice"
+            found[row["id"]] = row["text"].strip(), row["how"].strip()
+    return found
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--conformance", action="store_true", help="print which rules the tests covered")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, text in MARKS.items():
+        config.addinivalue_line("markers", f"{name}: {text}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    known: dict[str, tuple[str, str]] | None = None
+    for item in items:
+        ids = [i for mark in item.iter_markers("rule") for i in mark.args]
+        if ids:
+            known = rules() if known is None else known
+            unknown = [i for i in ids if i not in known]
+            if unknown:
+                raise pytest.UsageError(f"{item.nodeid}: no rule {', '.join(unknown)} in {RULES}")
+            item.user_properties.append(("rules", ids))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not config.getoption("conformance"):
+        return
+    passed, failed = Counter[str](), Counter[str]()
+    for outcome, counter in (("passed", passed), ("failed", failed), ("xfailed", failed)):
+        for report in terminalreporter.stats.get(outcome, []):
+            if report.when == "call":
+                counter.update(i for name, ids in report.user_properties if name == "rules" for i in ids)
+    terminalreporter.section("conformance")
+    summary = Counter[str]()
+    for rule, (text, how) in rules().items():
+        if failed[rule]:
+            state = "FAILED"
+        elif passed[rule]:
+            state = "covered"
+        else:
+            state = "n/a" if how.startswith("n/a") else "not covered"
+        summary[state] += 1
+        terminalreporter.line(f"{rule:<14} {state:<12} {passed[rule] or '':>4}  {text}")
+    terminalreporter.line(", ".join(f"{n} {state}" for state, n in summary.items()))

@@ -1,0 +1,312 @@
+"""DriverQueue and DeviceQueue against a plain model: against each other, and each against a literal opposite."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support_memory import GuardedMemory
+from support_ring import LiteralDevice, LiteralDriver, RawRing, in_steps
+
+from rpmsgx.errors import StateError
+from rpmsgx.virtio.ring import DeviceQueue, DriverQueue
+
+UNIT = 24  # bytes of one data buffer
+UNITS = 40
+TABLES = 16
+RING = 4096 + 512
+DATA = RING + TABLES * 16 * 16
+SIZE = DATA + UNIT * UNITS
+LAYOUTS: list[dict[str, Any]] = [
+    {},  # legacy, align 4096
+    {"align": 4},
+    {"align": 64, "offset": 48, "version_1": True},
+    {"parts": (512, 6, 1028), "version_1": True},  # used ring last, the parts out of order and apart
+]
+
+
+@dataclass
+class Chain:
+    cookie: int
+    out: list[int]  # data buffers, by number
+    in_: list[int]
+    cut: int  # bytes of each
+    table: int | None
+    sent: bytes
+    reply: bytes = b""
+    cost: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cost = 1 if self.table is not None else len(self.out) + len(self.in_)
+
+
+def data_at(unit: int) -> int:
+    return DATA + unit * UNIT
+
+
+class RingMachine(RuleBasedStateMachine):
+    driver: Any
+    device: Any
+
+    @initialize(
+        num=st.sampled_from([1, 2, 4, 8, 16]),
+        event_idx=st.booleans(),
+        indirect=st.booleans(),
+        layout=st.sampled_from(LAYOUTS),
+        sides=st.sampled_from(["both", "driver", "device"]),  # which of the two are rpmsgx's own
+        start=st.sampled_from([0, 0, 65535, 65530, 65519]),
+        kind=st.sampled_from(["cached", "uncached", "device"]),
+    )
+    def make(
+        self, num: int, event_idx: bool, indirect: bool, layout: dict[str, Any], sides: str, start: int, kind: Any
+    ) -> None:
+        self.num, self.event_idx, self.indirect = num, event_idx, indirect
+        self.guarded = GuardedMemory(SIZE)
+        self.memory = self.guarded.buffer
+        negotiated: dict[str, Any] = {"event_idx": event_idx, "indirect": indirect, **layout}
+        self.raw = RawRing(self.memory, num, **layout)
+        if sides == "device":
+            self.driver = LiteralDriver(self.memory, num, start=start, **negotiated)
+        else:
+            self.driver = DriverQueue(self.memory, num, kind=kind, **negotiated)
+            self.advance(start)
+        if sides == "driver":
+            self.device = LiteralDevice(self.memory, num, avail_idx=start, used_idx=start, **negotiated)
+        else:
+            self.device = DeviceQueue(
+                self.memory, num, kind=kind, avail_idx=start, used_idx=start, **negotiated
+            )
+        self.forget(start)
+        if start:  # the thresholds are wherever the traffic so far left them
+            self.used_event, self.avail_event = self.raw.used_event, self.raw.avail_event
+
+    def advance(self, start: int) -> None:
+        """Take the driver's indices to `start`: chains of one buffer, given back in bulk."""
+        done = 0
+        while done < start:
+            n = min(self.num, start - done)
+            for _ in range(n):
+                self.driver.add([(DATA, 1)])
+            self.driver.publish()
+            for i in range(done, done + n):
+                self.raw.set_used_entry(i, self.raw.avail_entry(i), 0)
+            done += n
+            self.raw.used_idx = done
+            for _ in range(n):
+                assert self.driver.get() == (0, 0)
+
+    def forget(self, start: int) -> None:
+        self.staged: deque[Chain] = deque()
+        self.available: deque[Chain] = deque()
+        self.held: dict[int, Chain] = {}
+        self.returned: deque[Chain] = deque()  # pushed, not published
+        self.used: deque[Chain] = deque()
+        self.units = list(range(UNITS))
+        self.tables = list(range(TABLES))
+        self.num_free = self.num
+        self.added = self.avail_idx = self.taken = self.pushed = self.used_idx = self.got = start
+        self.no_interrupt = self.no_notify = False  # as flags
+        self.driver_muted = self.device_muted = False
+        self.used_event = self.avail_event = 0
+
+    # ------------------------------------------------------------------------------------------------ driver
+
+    @rule(
+        n_out=st.integers(0, 4),
+        n_in=st.integers(0, 4),
+        cut=st.integers(1, UNIT),
+        cookie=st.integers(0, 2**32 - 1),
+        table=st.booleans(),
+        payload=st.binary(min_size=4 * UNIT, max_size=4 * UNIT),
+    )
+    def add(self, n_out: int, n_in: int, cut: int, cookie: int, table: bool, payload: bytes) -> None:
+        n = n_out + n_in
+        own = isinstance(self.driver, DriverQueue)
+        if n > len(self.units) or (table and not self.tables):
+            return
+        out, in_ = self.units[:n_out], self.units[n_out:n]
+        spot = self.tables[0] if table else None
+        arguments: dict[str, Any] = {
+            "out": [(data_at(u), cut) for u in out],
+            "in_": [(data_at(u), cut) for u in in_],
+            "cookie": cookie,
+            "table": None if spot is None else (RING + 256 * spot,) * 2,
+        }
+        if not 0 < n <= self.num:
+            if own:
+                with pytest.raises(ValueError, match=f"a chain of {n} buffers"):
+                    self.driver.add(**arguments)
+            return
+        if (table and not self.indirect) or (1 if table else n) > self.num_free:
+            if own:
+                with pytest.raises(StateError, match="free" if self.indirect or not table else "negotiated"):
+                    self.driver.add(**arguments)
+            return
+        chain = Chain(cookie, out, in_, cut, spot, payload[: n_out * cut])
+        for k, unit in enumerate(out):
+            at = data_at(unit)
+            self.memory[at : at + cut] = payload[k * cut : (k + 1) * cut]
+        self.driver.add(**arguments)
+        self.units = self.units[n:]
+        self.tables = self.tables[1:] if table else self.tables
+        self.num_free -= chain.cost
+        self.added = (self.added + 1) & 0xFFFF
+        self.staged.append(chain)
+
+    @rule()
+    def publish_available(self) -> None:
+        if self.event_idx:
+            kick = in_steps(self.avail_event, self.avail_idx, self.added)
+        else:
+            kick = bool(self.staged) and not self.no_notify
+        assert self.driver.publish() == kick
+        self.avail_idx = self.added
+        self.available += self.staged
+        self.staged.clear()
+
+    @rule()
+    def get(self) -> None:
+        if not self.used:
+            assert self.driver.get() is None
+            return
+        chain = self.used.popleft()
+        assert self.driver.get() == (chain.cookie, len(chain.reply))
+        got = b"".join(bytes(self.memory[data_at(u) : data_at(u) + chain.cut]) for u in chain.in_)
+        assert got[: len(chain.reply)] == chain.reply
+        self.got = (self.got + 1) & 0xFFFF
+        self.num_free += chain.cost
+        self.units += chain.out + chain.in_
+        if chain.table is not None:
+            self.tables.append(chain.table)
+
+    @rule()
+    def mute_driver(self) -> None:
+        self.driver.mute()
+        self.no_interrupt = not self.event_idx
+        if self.event_idx and not self.driver_muted:
+            self.used_event = (self.got - 1) & 0xFFFF
+        self.driver_muted = True
+
+    @rule()
+    def unmute_driver(self) -> None:
+        assert self.driver.unmute() == bool(self.used)
+        self.driver_muted = self.no_interrupt = False
+        if self.event_idx:
+            self.used_event = self.got
+
+    # ------------------------------------------------------------------------------------------------ device
+
+    @rule()
+    def pop(self) -> None:
+        head = self.device.pop()
+        if not self.available:
+            assert head is None
+            return
+        chain = self.available.popleft()
+        assert head is not None and head not in self.held
+        self.taken = (self.taken + 1) & 0xFFFF
+        self.held[head] = chain
+        pieces = self.device.chain(head)
+        assert [writable for _, writable in pieces] == [False] * len(chain.out) + [True] * len(chain.in_)
+        assert all(len(view) == chain.cut for view, _ in pieces)
+        assert self.device.read(head) == chain.sent
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), reply=st.binary(max_size=4 * UNIT))
+    def push(self, data: st.DataObject, reply: bytes) -> None:
+        head = data.draw(st.sampled_from(sorted(self.held)))
+        chain = self.held.pop(head)
+        chain.reply = reply[: chain.cut * len(chain.in_)]
+        if chain.in_:
+            assert self.device.write(head, chain.reply) == len(chain.reply)
+        self.device.push(head, len(chain.reply))
+        self.pushed = (self.pushed + 1) & 0xFFFF
+        self.returned.append(chain)
+
+    @rule()
+    def publish_used(self) -> None:
+        if self.event_idx:
+            kick = in_steps(self.used_event, self.used_idx, self.pushed)
+        else:
+            kick = bool(self.returned) and not self.no_interrupt
+        assert self.device.publish() == kick
+        self.used_idx = self.pushed
+        self.used += self.returned
+        self.returned.clear()
+
+    @rule()
+    def mute_device(self) -> None:
+        self.device.mute()
+        self.no_notify = not self.event_idx
+        if self.event_idx and not self.device_muted:
+            self.avail_event = (self.taken - 1) & 0xFFFF
+        self.device_muted = True
+
+    @rule()
+    def unmute_device(self) -> None:
+        assert self.device.unmute() == bool(self.available)
+        self.device_muted = self.no_notify = False
+        if self.event_idx:
+            self.avail_event = self.taken
+
+    @rule()
+    def drain_device(self) -> None:
+        """As much as there is, so that long runs reach the end of the index."""
+        while self.available:
+            self.pop()
+        for head, chain in list(self.held.items()):
+            self.device.push(head, 0)
+            del self.held[head]
+            self.pushed = (self.pushed + 1) & 0xFFFF
+            self.returned.append(chain)
+        self.publish_used()
+        while self.used:
+            self.get()
+
+    @precondition(lambda self: isinstance(self.driver, DriverQueue))
+    @rule(really=st.integers(0, 9))
+    def reset(self, really: int) -> None:
+        if really:
+            return
+        self.device.reset()
+        self.driver.reset()
+        self.forget(0)
+
+    # --------------------------------------------------------------------------------------------- invariants
+
+    @invariant()
+    def counts(self) -> None:
+        if not hasattr(self, "driver"):
+            return
+        assert self.driver.num_free == self.num_free
+        flying = len(self.staged) + len(self.available) + len(self.held) + len(self.returned) + len(self.used)
+        assert self.driver.in_flight == flying
+        assert self.device.held == len(self.held)
+        if isinstance(self.driver, DriverQueue):
+            assert self.driver.broken is None
+        if isinstance(self.device, DeviceQueue):
+            assert self.device.broken is None
+
+    @invariant()
+    def memory_shows(self) -> None:
+        if not hasattr(self, "driver"):
+            return
+        raw = self.raw
+        assert (raw.avail_idx, raw.used_idx) == (self.avail_idx, self.used_idx)
+        assert (raw.avail_flags, raw.used_flags) == (self.no_interrupt, self.no_notify)
+        assert (raw.used_event, raw.avail_event) == (self.used_event, self.avail_event)
+        assert self.guarded.intact()
+
+
+RingMachine.TestCase.settings = settings(
+    max_examples=120,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+TestRingModel = RingMachine.TestCase
