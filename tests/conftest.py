@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 RULES = Path(__file__).parent.parent / "docs" / "conformance.md"
-ROW = re.compile(r"^\| (?P<id>[\w./-]+) \| (?P<who>[^|]*) \| (?P<level>[^|]*) \| (?P<text>[^|]*) \| (?P<how>[^|]*) \|$")
+ROW = re.compile(
+    r"^\| (?P<id>[\w./-]+) \| (?P<who>[^|]*) \| (?P<level>[^|]*) \| (?P<text>[^|]*) \| (?P<how>[^|]*) \|$"
+)
 MARKS = {
     "rule(*ids)": "rules of docs/conformance.md that the test proves",
     "hostile": "the other end, or a file, is out to break us",

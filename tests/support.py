@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 C_TESTS = ROOT / "tests" / "c"
 
-#: gcc cannot see that the rings' stored error is negative, and so takes it for a 1 that came without a result.
+#: gcc cannot see that a queue's stored error is negative; it takes it for a 1 that came without a result.
 WARNINGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized")
 SANITIZERS = {
     "plain": ("-O1",),
@@ -27,7 +27,7 @@ SANITIZERS = {
 
 
 def require(what: bool, reason: str) -> None:
-    """Skip the test where `what` is missing; fail it where RPMSGX_REQUIRE_PEERS=1 says that nothing may be."""
+    """Skip the test where `what` is false; with RPMSGX_REQUIRE_PEERS=1 in the environment, fail it."""
     if what:
         return
     if os.environ.get("RPMSGX_REQUIRE_PEERS") == "1":
@@ -39,19 +39,21 @@ def run(command: Sequence[str | Path], *, timeout: float, cwd: Path | None = Non
     """Exit status (124 where it took longer than `timeout` seconds) and all that was printed."""
     try:
         done = subprocess.run(
-            command, cwd=cwd, timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            command, cwd=cwd, timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
     except subprocess.TimeoutExpired as error:
         return 124, f"longer than {timeout} s: {error.output!r}"
     return done.returncode, done.stdout
 
 
-def build_c(name: str, out: Path, *, build: str = "plain", csrc: Path = CSRC, flags: Iterable[str] = ()) -> Path:
+def build_c(
+    name: str, out: Path, *, build: str = "plain", csrc: Path = CSRC, flags: Iterable[str] = ()
+) -> Path:
     """Build tests/c/<name>.c against the headers in `csrc`; the program's path."""
     program = out / f"{name}-{build}"
-    extra = ["-DRPX_ATOMICS_FILE=\"explore_atomics.h\""] if name == "explore" else []
-    command = ["gcc", *WARNINGS, *SANITIZERS[build], *extra, *flags, "-pthread", "-I", str(csrc), "-I", str(C_TESTS)]
-    status, output = run([*command, C_TESTS / f"{name}.c", "-o", program], timeout=60)
+    extra = ['-DRPX_ATOMICS_FILE="explore_atomics.h"'] if name == "explore" else []
+    options = [*WARNINGS, *SANITIZERS[build], *extra, *flags, "-pthread", "-I", str(csrc), "-I", str(C_TESTS)]
+    status, output = run(["gcc", *options, C_TESTS / f"{name}.c", "-o", program], timeout=60)
     assert status == 0, output
     return program
 
@@ -63,5 +65,6 @@ def can_build(*flags: str) -> bool:
         return False
     with tempfile.TemporaryDirectory() as folder:
         source, program = Path(folder, "a.c"), Path(folder, "a")
-        source.write_text("#include <stdio.h>\nint main(void) { return puts(\"\") < 0; }\n")
-        return run(["gcc", *flags, source, "-o", program], timeout=60)[0] == 0 and run([program], timeout=10)[0] == 0
+        source.write_text('#include <stdio.h>\nint main(void) { return puts("") < 0; }\n')
+        commands: list[list[str | Path]] = [["gcc", *flags, source, "-o", program], [program]]
+        return all(run(command, timeout=60)[0] == 0 for command in commands)

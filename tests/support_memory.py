@@ -17,8 +17,8 @@ _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 class GuardedMemory:
     """`size` writable, zeroed bytes with a PROT_NONE page right behind them (edge "end") or before ("start").
 
-    The other side has a guard page too, behind what is left of the last page; `intact()` says whether that rest
-    still holds the pattern it was filled with. Shared memory, so a forked child sees the same bytes.
+    The other side has a guard page too, behind what is left of the last page; `intact()` says whether that
+    rest still holds the pattern it was filled with. Shared memory, so a forked child sees the same bytes.
     """
 
     def __init__(self, size: int, edge: Literal["start", "end"] = "end") -> None:

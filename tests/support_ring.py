@@ -1,6 +1,7 @@
-"""The split virtqueue once more, literally after VIRTIO 1.2, 2.7, with `struct`: an opposite for rpmsgx's own.
+"""The split virtqueue once more, literally after VIRTIO 1.2, 2.7, with `struct`: an opposite for our own.
 
-Names and results follow DriverQueue and DeviceQueue; nothing is checked, for a hostile peer is made of the same parts.
+Names and results follow DriverQueue and DeviceQueue; nothing is checked: a hostile peer is made of the
+same parts.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class RawRing:
 
     def desc(self, i: int, table: int | None = None) -> tuple[int, int, int, int]:
         """addr, len, flags, next"""
-        return self.get("QIHH", (self.desc_at if table is None else table) + 16 * i)  # type: ignore[return-value]
+        return self.get("QIHH", (self.desc_at if table is None else table) + 16 * i)
 
     def set_desc(
         self, i: int, addr: int, length: int, flags: int = 0, next_: int = 0, *, table: int | None = None
@@ -78,7 +79,7 @@ class RawRing:
 
     def used_entry(self, idx: int) -> tuple[int, int]:
         """id, len"""
-        return self.get("II", self.used_at + 4 + 8 * (idx % self.num))  # type: ignore[return-value]
+        return self.get("II", self.used_at + 4 + 8 * (idx % self.num))
 
     def set_used_entry(self, idx: int, head: int, length: int) -> None:
         self.put("II", self.used_at + 4 + 8 * (idx % self.num), head, length)

@@ -2,7 +2,7 @@
 """Builds the shipped firmware, rpmsgx/firmware/*.elf, and its manifest.
 
     python tools/build_firmware.py            build into rpmsgx/firmware
-    python tools/build_firmware.py --check    build into a temporary directory and compare: 0 if every byte agrees
+    python tools/build_firmware.py --check    build elsewhere and compare: status 0 if every byte agrees
     python tools/build_firmware.py --out DIR  build into DIR
 
 The compiler is ziglang from PyPI; the same version makes the same bytes, wherever the tree lies.

@@ -17,6 +17,11 @@
 #else
 #define RPX_ATOMIC_LOAD(p, order) __atomic_load_n((p), (order))
 #define RPX_ATOMIC_STORE(p, v, order) __atomic_store_n((p), (v), (order))
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define __SANITIZE_THREAD__ 1
+#endif
+#endif
 #if defined(__SANITIZE_THREAD__)
 /* ThreadSanitizer knows no fences: a locked operation on private memory is as strong and adds no false edge. */
 #define RPX_ATOMIC_FENCE(order) \
@@ -31,9 +36,13 @@ enum rpx_order {
 	RPX_ORDER_DEVICE = 1,
 };
 
+/*
+ * RMB stands after an index was read, WMB before one is written: loads and stores, both, are kept on their side. A store
+ * barrier alone would let the read of a payload pass the index that gives its buffer back.
+ */
 #if defined(__aarch64__)
 #define RPX_DEVICE_RMB() __asm__ volatile("dmb oshld" ::: "memory")
-#define RPX_DEVICE_WMB() __asm__ volatile("dmb oshst" ::: "memory")
+#define RPX_DEVICE_WMB() __asm__ volatile("dmb osh" ::: "memory")
 #define RPX_DEVICE_MB() __asm__ volatile("dmb osh" ::: "memory")
 #define RPX_DOORBELL_MB() __asm__ volatile("dsb st" ::: "memory")
 #elif defined(__arm__) && defined(__ARM_ARCH) && __ARM_ARCH >= 7
@@ -43,12 +52,12 @@ enum rpx_order {
 #define RPX_DOORBELL_MB() __asm__ volatile("dsb sy" ::: "memory")
 #elif defined(__x86_64__) || (defined(__i386__) && defined(__SSE2__))
 #define RPX_DEVICE_RMB() __asm__ volatile("lfence" ::: "memory")
-#define RPX_DEVICE_WMB() __asm__ volatile("sfence" ::: "memory")
+#define RPX_DEVICE_WMB() __asm__ volatile("mfence" ::: "memory")
 #define RPX_DEVICE_MB() __asm__ volatile("mfence" ::: "memory")
 #define RPX_DOORBELL_MB() __asm__ volatile("sfence" ::: "memory")
 #elif defined(__riscv)
-#define RPX_DEVICE_RMB() __asm__ volatile("fence ir, ir" ::: "memory")
-#define RPX_DEVICE_WMB() __asm__ volatile("fence ow, ow" ::: "memory")
+#define RPX_DEVICE_RMB() __asm__ volatile("fence ir, iorw" ::: "memory")
+#define RPX_DEVICE_WMB() __asm__ volatile("fence iorw, ow" ::: "memory")
 #define RPX_DEVICE_MB() __asm__ volatile("fence iorw, iorw" ::: "memory")
 #define RPX_DOORBELL_MB() __asm__ volatile("fence w, o" ::: "memory")
 #else

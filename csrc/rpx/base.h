@@ -12,6 +12,13 @@
 #define rpx_likely(x) __builtin_expect(!!(x), 1)
 #define rpx_unlikely(x) __builtin_expect(!!(x), 0)
 
+/* The steps of every message: inlined where speed counts, left to the compiler where size does. */
+#if __STDC_HOSTED__ && !defined(__OPTIMIZE_SIZE__)
+#define RPX_HOT static inline __attribute__((always_inline))
+#else
+#define RPX_HOT static inline
+#endif
+
 /*
  * One error value per broken rule: X(name, rule id, text). The ids are the project's own (docs/conformance.md):
  * section of VIRTIO 1.2, then the number of the statement in it. Errors of the peer break the queue until reset;

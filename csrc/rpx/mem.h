@@ -39,7 +39,7 @@ struct rpx_mem {
 };
 
 /* A pointer to [addr, addr + len), or NULL where no single region with `perm` holds all of it. No sum can overflow. */
-static inline uint8_t *rpx_mem_at(const struct rpx_mem *mem, uint64_t addr, uint64_t len, uint32_t perm)
+RPX_HOT uint8_t *rpx_mem_at(const struct rpx_mem *mem, uint64_t addr, uint64_t len, uint32_t perm)
 {
 	for (uint32_t i = 0; i < mem->count; i++) {
 		const struct rpx_region *r = &mem->regions[i];

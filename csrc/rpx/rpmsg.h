@@ -29,7 +29,7 @@
 #define RPX_CLEAN(ptr, len) ((void)(ptr), (void)(len))
 #endif
 
-/* The driver's buffers of one direction: `count` of `size` bytes, at `base` here and at `addr` for descriptors. */
+/* The driver's buffers of one direction: `count` of `size` >= 16 bytes, at `base` here, at `addr` for descriptors. */
 struct rpx_pool {
 	uint8_t *base;
 	uint64_t addr;
@@ -47,7 +47,7 @@ struct rpx_msg {
 	bool copied; /* `data` is private scratch, overwritten by the next rpx_rx_next */
 };
 
-/* What rpx_rx_next returns beside errors. */
+/* What rpx_rx_next returns beside errors. After a drop, and before waiting, publish: its buffer is staged to go back. */
 enum rpx_rx_result {
 	RPX_RX_EMPTY = 0,
 	RPX_RX_MESSAGE = 1,
@@ -80,7 +80,7 @@ static inline int rpx_rx_post(struct rpx_rx *rx)
 }
 
 /* Give a message's buffer back; staged until rpx_rx_publish. */
-static inline int rpx_rx_done(struct rpx_rx *rx, uint32_t token)
+RPX_HOT int rpx_rx_done(struct rpx_rx *rx, uint32_t token)
 {
 	if (rx->drv != NULL)
 		return rpx_drv_add1(rx->drv, rx->pool.addr + (uint64_t)token * rx->pool.size, rx->pool.size, true, token);
@@ -89,7 +89,7 @@ static inline int rpx_rx_done(struct rpx_rx *rx, uint32_t token)
 }
 
 /* True: the peer wants a kick. */
-static inline bool rpx_rx_publish(struct rpx_rx *rx)
+RPX_HOT bool rpx_rx_publish(struct rpx_rx *rx)
 {
 	return rx->drv != NULL ? rpx_drv_publish(rx->drv) : rpx_dev_publish(rx->dev);
 }
@@ -107,7 +107,7 @@ static inline bool rpx_rx_unmute(struct rpx_rx *rx)
 	return rx->drv != NULL ? rpx_drv_unmute(rx->drv) : rpx_dev_unmute(rx->dev);
 }
 
-/* Is there something to look at? Reads one index; touches no state of ours, so a spinning thread may call it. */
+/* Is there something to look at? Reads one index. A thread that spins beside the owner calls it on a copy. */
 static inline bool rpx_rx_pending(const struct rpx_rx *rx)
 {
 	return rx->drv != NULL ? rpx_ring_used_idx(&rx->drv->ring) != rx->drv->last_used
@@ -135,8 +135,8 @@ static inline int64_t rpx_rx_gather(struct rpx_rx *rx, uint16_t head)
 	return rc < 0 ? rc : (int64_t)n;
 }
 
-/* The header, each field read once (2.8 of docs/linux-behaviour: reserved and flags are the receiver's to ignore). */
-static inline int rpx_rx_parse(struct rpx_rx *rx, const uint8_t *buf, uint32_t room, struct rpx_msg *msg)
+/* The header, each field read once; reserved and flags are not looked at, as in Linux. */
+RPX_HOT int rpx_rx_parse(struct rpx_rx *rx, const uint8_t *buf, uint32_t room, struct rpx_msg *msg)
 {
 	const struct rpx_rpmsg_hdr *h = (const struct rpx_rpmsg_hdr *)(const void *)buf;
 	if (rpx_unlikely(room < RPX_HDR))
@@ -149,7 +149,7 @@ static inline int rpx_rx_parse(struct rpx_rx *rx, const uint8_t *buf, uint32_t r
 }
 
 /* The next message. A dropped one has given its buffer back. Negative: the rule that the peer broke. */
-static inline int rpx_rx_next(struct rpx_rx *rx, struct rpx_msg *msg)
+RPX_HOT int rpx_rx_next(struct rpx_rx *rx, struct rpx_msg *msg)
 {
 	const uint8_t *buf;
 	uint32_t room;
@@ -216,13 +216,13 @@ struct rpx_txbuf {
 	uint32_t token;
 };
 
-/* What rpx_tx_get returns beside errors. */
+/* What rpx_tx_get returns beside errors. Publish before waiting: it may have given back buffers too short to use. */
 enum rpx_tx_result {
 	RPX_TX_NONE = 0, /* no buffer until the peer gives one back */
 	RPX_TX_BUFFER = 1,
 };
 
-static inline bool rpx_tx_publish(struct rpx_tx *tx)
+RPX_HOT bool rpx_tx_publish(struct rpx_tx *tx)
 {
 	return tx->drv != NULL ? rpx_drv_publish(tx->drv) : rpx_dev_publish(tx->dev);
 }
@@ -255,12 +255,12 @@ static inline int rpx_tx_broken(const struct rpx_tx *tx)
 static inline void rpx_tx_fill(const struct rpx_tx *tx, struct rpx_txbuf *buf, uint32_t index)
 {
 	buf->data = tx->pool.base + (size_t)index * tx->pool.size + RPX_HDR;
-	buf->cap = tx->pool.size - RPX_HDR;
+	buf->cap = tx->pool.size - RPX_HDR <= 0xffffu ? tx->pool.size - RPX_HDR : 0xffffu;
 	buf->token = index;
 }
 
 /* Driver: the last buffer that came back, warm in the cache; else reclaim; else one never used. */
-static inline int rpx_tx_get_drv(struct rpx_tx *tx, struct rpx_txbuf *buf)
+RPX_HOT int rpx_tx_get_drv(struct rpx_tx *tx, struct rpx_txbuf *buf)
 {
 	if (tx->n_spare == 0) {
 		struct rpx_used used = { 0, 0 };
@@ -280,7 +280,7 @@ static inline int rpx_tx_get_drv(struct rpx_tx *tx, struct rpx_txbuf *buf)
 }
 
 /* Device: the next buffer that the driver posted. One too short for the header is given back empty. */
-static inline int rpx_tx_get_dev(struct rpx_tx *tx, struct rpx_txbuf *buf)
+RPX_HOT int rpx_tx_get_dev(struct rpx_tx *tx, struct rpx_txbuf *buf)
 {
 	for (uint32_t tries = 0; tries < tx->dev->ring.num; tries++) {
 		struct rpx_seg seg;
@@ -315,7 +315,7 @@ static inline int rpx_tx_get_dev(struct rpx_tx *tx, struct rpx_txbuf *buf)
 }
 
 /* A buffer to fill: RPX_TX_BUFFER, RPX_TX_NONE, or the rule that the peer broke. */
-static inline int rpx_tx_get(struct rpx_tx *tx, struct rpx_txbuf *buf)
+RPX_HOT int rpx_tx_get(struct rpx_tx *tx, struct rpx_txbuf *buf)
 {
 	return tx->drv != NULL ? rpx_tx_get_drv(tx, buf) : rpx_tx_get_dev(tx, buf);
 }
@@ -327,7 +327,7 @@ static inline void rpx_tx_unget(struct rpx_tx *tx, const struct rpx_txbuf *buf)
 }
 
 /* Write the header before buf->data and stage the message; `len` is at most buf->cap. Sent by rpx_tx_publish. */
-static inline int rpx_tx_put(struct rpx_tx *tx, const struct rpx_txbuf *buf, uint32_t src, uint32_t dst, uint32_t len)
+RPX_HOT int rpx_tx_put(struct rpx_tx *tx, const struct rpx_txbuf *buf, uint32_t src, uint32_t dst, uint32_t len)
 {
 	struct rpx_rpmsg_hdr *h = (struct rpx_rpmsg_hdr *)(void *)(buf->data - RPX_HDR);
 	rpx_put32(&h->src, src, tx->swap);

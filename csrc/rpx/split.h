@@ -199,10 +199,12 @@ static inline void rpx_drv_stage(struct rpx_drv *q, uint16_t head)
 }
 
 /* Stage one buffer; the device sees it after rpx_drv_publish. RPX_E_FULL without a free descriptor. */
-static inline int rpx_drv_add1(struct rpx_drv *q, uint64_t addr, uint32_t len, bool write, uint32_t cookie)
+RPX_HOT int rpx_drv_add1(struct rpx_drv *q, uint64_t addr, uint32_t len, bool write, uint32_t cookie)
 {
 	if (rpx_unlikely(q->broken != 0))
 		return q->broken;
+	if (rpx_unlikely(len == 0))
+		return RPX_E_INVAL;
 	if (rpx_unlikely(q->num_free == 0))
 		return RPX_E_FULL;
 	uint16_t head = q->free_head;
@@ -298,7 +300,7 @@ static inline int rpx_drv_add_indirect(struct rpx_drv *q, struct rpx_desc *table
 }
 
 /* Publish everything staged with one store of avail.idx. True: the device wants a kick. */
-static inline bool rpx_drv_publish(struct rpx_drv *q)
+RPX_HOT bool rpx_drv_publish(struct rpx_drv *q)
 {
 	const struct rpx_ring *r = &q->ring;
 	uint16_t old = q->avail_pub, idx = q->avail_idx;
@@ -315,7 +317,7 @@ static inline bool rpx_drv_publish(struct rpx_drv *q)
 }
 
 /* The next used chain: 1 and *used, 0 where there is none, or the rule that the device broke. */
-static inline int rpx_drv_get(struct rpx_drv *q, struct rpx_used *used)
+RPX_HOT int rpx_drv_get(struct rpx_drv *q, struct rpx_used *used)
 {
 	const struct rpx_ring *r = &q->ring;
 	if (rpx_unlikely(q->broken != 0))
@@ -445,7 +447,7 @@ static inline void rpx_dev_next_look(struct rpx_dev *q)
 }
 
 /* The next available head: 1 and *head, 0 where there is none, or the rule that the driver broke. */
-static inline int rpx_dev_pop(struct rpx_dev *q, uint16_t *head)
+RPX_HOT int rpx_dev_pop(struct rpx_dev *q, uint16_t *head)
 {
 	const struct rpx_ring *r = &q->ring;
 	if (rpx_unlikely(q->broken != 0))
@@ -455,7 +457,9 @@ static inline int rpx_dev_pop(struct rpx_dev *q, uint16_t *head)
 		uint16_t idx = rpx_ring_avail_idx(r);
 		if (idx == q->last_avail)
 			return 0;
-		if (rpx_unlikely(rpx_idx_diff(idx, q->last_avail) > (uint16_t)(r->num - q->held)))
+		/* The driver has back only what was published: neither what is held nor what is staged. */
+		uint16_t staged = rpx_idx_diff(q->used_idx, q->used_pub);
+		if (rpx_unlikely(rpx_idx_diff(idx, q->last_avail) > (uint16_t)(r->num - q->held - staged)))
 			return rpx_dev_fail(q, RPX_E_AVAIL_IDX);
 		q->avail_seen = idx;
 		rpx_dev_next_look(q);
@@ -491,7 +495,7 @@ static inline struct rpx_desc_copy rpx_desc_read(const struct rpx_desc *d, bool 
 }
 
 /* The memory of one descriptor, checked. */
-static inline int rpx_dev_segment(const struct rpx_mem *mem, const struct rpx_desc_copy *d, struct rpx_seg *seg)
+RPX_HOT int rpx_dev_segment(const struct rpx_mem *mem, const struct rpx_desc_copy *d, struct rpx_seg *seg)
 {
 	seg->write = (d->flags & RPX_DESC_F_WRITE) != 0;
 	seg->len = d->len;
@@ -505,8 +509,10 @@ static inline int rpx_dev_segment(const struct rpx_mem *mem, const struct rpx_de
  * The fast path for a head that is one direct descriptor: 1 and *seg. 0: it is a chain or an indirect table, walk it
  * with rpx_chain_begin and rpx_chain_next. Negative: the rule that the driver broke.
  */
-static inline int rpx_dev_single(struct rpx_dev *q, const struct rpx_mem *mem, uint16_t head, struct rpx_seg *seg)
+RPX_HOT int rpx_dev_single(struct rpx_dev *q, const struct rpx_mem *mem, uint16_t head, struct rpx_seg *seg)
 {
+	if (rpx_unlikely(q->broken < 0))
+		return q->broken;
 	struct rpx_desc_copy d = rpx_desc_read(rpx_ring_desc(&q->ring, head), q->ring.swap);
 	if (rpx_unlikely((d.flags & (RPX_DESC_F_NEXT | RPX_DESC_F_INDIRECT)) != 0))
 		return 0;
@@ -563,6 +569,8 @@ static inline int rpx_chain_enter(struct rpx_chain *c, const struct rpx_dev *q, 
 static inline int rpx_chain_next(struct rpx_chain *c, struct rpx_dev *q, const struct rpx_mem *mem, struct rpx_seg *seg)
 {
 	int rc;
+	if (q->broken < 0)
+		return q->broken;
 	if (c->end)
 		return 0;
 	if (c->steps_left-- == 0)
@@ -596,7 +604,7 @@ static inline int rpx_chain_next(struct rpx_chain *c, struct rpx_dev *q, const s
  * Stage the used entry of `head`, of whose writable bytes the first `len` were written. `head` must have been popped
  * and not pushed since: RPX_E_INVAL otherwise. The driver sees it after rpx_dev_publish.
  */
-static inline int rpx_dev_push(struct rpx_dev *q, uint16_t head, uint32_t len)
+RPX_HOT int rpx_dev_push(struct rpx_dev *q, uint16_t head, uint32_t len)
 {
 	const struct rpx_ring *r = &q->ring;
 	if (rpx_unlikely(q->broken != 0))
@@ -613,7 +621,7 @@ static inline int rpx_dev_push(struct rpx_dev *q, uint16_t head, uint32_t len)
 }
 
 /* Publish everything staged with one store of used.idx. True: the driver wants a notification. */
-static inline bool rpx_dev_publish(struct rpx_dev *q)
+RPX_HOT bool rpx_dev_publish(struct rpx_dev *q)
 {
 	const struct rpx_ring *r = &q->ring;
 	uint16_t old = q->used_pub, idx = q->used_idx;

@@ -1,4 +1,4 @@
-"""The firmware that comes with rpmsgx, built from csrc by tools/build_firmware.py: `sample`, `flood` and `crash`."""
+"""The firmware that comes with rpmsgx, built from csrc by tools/build_firmware.py."""
 
 import os
 

@@ -176,7 +176,7 @@ class Region:
         `create=True` makes a new, zeroed file of `size` bytes with mode 0600, and fails if one is there.
         Raises OSError if the file cannot be opened, ResourceError as `from_fd`.
         """
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must be refused, not waited for
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK  # a terminal must be refused, not waited for
         if create:
             if size is None:
                 raise ResourceError(f"region {name!r}: a new file needs a size")

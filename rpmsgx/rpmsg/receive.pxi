@@ -106,7 +106,7 @@ cdef int bus_pull(Bus bus) except -1:
     return 0
 
 
-cdef int bus_done(Bus bus, rpx_msg *msg) except -1:
+cdef inline int bus_done(Bus bus, rpx_msg *msg) except -1:
     """Give a message's buffer back; the peer sees it after flush_rx()."""
     cdef int rc = rpx_rx_done(&bus.rx, msg.token)
     if rc < 0:
@@ -114,7 +114,7 @@ cdef int bus_done(Bus bus, rpx_msg *msg) except -1:
     return 0
 
 
-cdef int bus_flush_rx(Bus bus) except -1:
+cdef inline int bus_flush_rx(Bus bus) except -1:
     if bus.up and rpx_rx_publish(&bus.rx):
         bus_kick(bus, bus.rx_notifyid)
     return 0

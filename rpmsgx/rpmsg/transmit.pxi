@@ -36,12 +36,14 @@ cdef int bus_transmit(Bus bus, uint32_t src, uint32_t dst, const uint8_t *data, 
             return 1
     if rc < 0:
         bus_peer_broke(bus, rc)
-    elif bus.mtu_seen and size > <Py_ssize_t>bus.mtu_seen:
+        return 0
+    bus_flush_tx(bus)  # buffers too short to use may have been given back
+    if bus.mtu_seen and size > <Py_ssize_t>bus.mtu_seen:
         raise MessageSize(f"a message of {size} bytes; this link carries at most {bus.mtu_seen}")
     return 0
 
 
-cdef int bus_flush_tx(Bus bus) except -1:
+cdef inline int bus_flush_tx(Bus bus) except -1:
     if bus.up and rpx_tx_publish(&bus.tx):
         bus_kick(bus, bus.tx_notifyid)
     return 0

@@ -139,7 +139,12 @@ static bool drv_stuck(int e)
 static bool dev_stuck(int e)
 {
 	uint16_t head;
+	struct rpx_chain c;
+	struct rpx_seg seg;
 	set_avail_idx(0);
+	rpx_chain_begin(&c, &dev, 0, UINT32_MAX);
+	if (rpx_dev_single(&dev, &mem, 0, &seg) != e || rpx_chain_next(&c, &dev, &mem, &seg) != e)
+		return false;
 	return dev.broken == e && rpx_dev_pop(&dev, &head) == e && rpx_dev_push(&dev, 0, 0) == e &&
 	       !rpx_dev_publish(&dev) && (rpx_dev_init(&dev, &ring, seen, 0, 0), dev.broken == 0) &&
 	       rpx_dev_pop(&dev, &head) == 0;
@@ -664,6 +669,14 @@ static void device_checks_avail_idx(void)
 	CHECK(rpx_dev_pop(&dev, &head) == 1 && rpx_dev_push(&dev, head, 0) == 0);
 	rpx_dev_publish(&dev);
 	set_avail_idx(0);
+	BREAKS_DEV(rpx_dev_pop(&dev, &head), AVAIL_IDX);
+	make(4); /* given back, but not published yet: the driver cannot know */
+	for (uint16_t i = 0; i < 4; i++)
+		set_avail(i, i);
+	set_avail_idx(4);
+	for (uint16_t i = 0; i < 4; i++)
+		CHECK(rpx_dev_pop(&dev, &head) == 1 && rpx_dev_push(&dev, head, 0) == 0);
+	set_avail_idx(5);
 	BREAKS_DEV(rpx_dev_pop(&dev, &head), AVAIL_IDX);
 	make(4); /* a full queue is fine */
 	for (uint16_t i = 0; i < 4; i++)

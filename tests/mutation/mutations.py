@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Ways to break the ring core, each of which the C tests must notice.
 
-A mutation is one replacement in one header. `by` names the program that must fail: "ring" (rules, one thread), "explore"
-(model checker), "tsan" (two threads under ThreadSanitizer).
+A mutation is one replacement in one header. `by` is the program that must fail: "ring" (rules, one thread),
+"explore" (model checker), "tsan" (two threads under ThreadSanitizer).
 """
 
 from __future__ import annotations
@@ -200,18 +200,26 @@ MUTATIONS = (
     Mutation(
         "device_without_idx_distance",
         SPLIT,
-        "if (rpx_unlikely(rpx_idx_diff(idx, q->last_avail) > (uint16_t)(r->num - q->held)))",
-        "if (false)",
+        "if (rpx_unlikely(rpx_idx_diff(idx, q->last_avail) > (uint16_t)(r->num - q->held - staged)))",
+        "if (staged > r->num)",
         "ring",
         "avail.idx may not pass the queue's size",
     ),
     Mutation(
         "device_idx_distance_forgets_held",
         SPLIT,
-        "> (uint16_t)(r->num - q->held)))",
-        "> r->num))",
+        "> (uint16_t)(r->num - q->held - staged)))",
+        "> (uint16_t)(r->num - staged)))",
         "ring",
         "what the device holds cannot be available too",
+    ),
+    Mutation(
+        "device_idx_distance_forgets_staged",
+        SPLIT,
+        "> (uint16_t)(r->num - q->held - staged)))",
+        "> (uint16_t)(r->num - q->held - staged + staged)))",
+        "ring",
+        "what was not published as used cannot be available again",
     ),
     Mutation(
         "device_head_bound_off_by_one",
@@ -329,7 +337,7 @@ MUTATIONS = (
         "indirect_not_negotiated",
         SPLIT,
         "if (!q->ring.indirect)\n",
-        "if (false)\n",
+        "if (q == NULL)\n",
         "ring",
         "2.7.5.3.1-1",
     ),

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from mutations import MUTATIONS, Mutation
 from support import CSRC, SANITIZERS, build_c, can_build, require, run
 

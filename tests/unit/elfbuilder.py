@@ -67,7 +67,7 @@ def build(
             fields = (load.type, load.flags, offset, vaddr, load.da, filesz, memsz, 4)
         programs += PHDR[bits].pack(*fields)
         contents += load.data
-    names = b"\0.shstrtab\0.resource_table\0"
+    names = b"\0.shstrtab\0.resource_table\0.resource_table2\0"
     names_at = at + len(contents)
     shoff = names_at + len(names)
     headers = [SHDR[bits].pack(*[0] * 10), SHDR[bits].pack(1, 3, 0, 0, names_at, len(names), 0, 0, 1, 0)]

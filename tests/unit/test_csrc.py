@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from support import CSRC, SANITIZERS, build_c, can_build, require, run
 
 ZIG = (sys.executable, "-m", "ziglang", "cc", "-target")
@@ -117,7 +116,7 @@ def instantiate() -> str:
 
 @pytest.mark.parametrize("name", TOOLCHAINS)
 def test_compiles(tmp_path: Path, name: str) -> None:
-    """Each header alone, and all functions of all of them; what is freestanding needs nothing from anywhere."""
+    """Each header alone, and all functions of all of them; freestanding code needs nothing from anywhere."""
     require(works(name), f"{' '.join(TOOLCHAINS[name][:2])} does not work here")
     flags = [*TOOLCHAINS[name], *STRICT, "-I", str(CSRC), "-c"]
     if name in FREESTANDING:

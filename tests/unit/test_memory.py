@@ -17,7 +17,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from rpmsgx.errors import Closed, ResourceError
 from rpmsgx.memory.carveout import Allocator
 from rpmsgx.memory.region import Region
-from rpmsgx.memory.space import AddressSpace
+from rpmsgx.memory.space import AddressSpace, _aligned
 
 PAGE = mmap.PAGESIZE
 
@@ -375,6 +375,14 @@ def test_read_write_zero_touch_exactly_their_range(kind: str, data: st.DataObjec
             plain[offset : offset + size] = bytes(size)
         assert space.read(0x100, 64) == plain
         assert space.read(0x100 + offset, size) == plain[offset : offset + size]
+
+
+@given(offset=st.integers(0, 1 << 20), size=st.integers(1, 1 << 20))
+def test_device_memory_is_split_at_word_boundaries(offset: int, size: int) -> None:
+    # No memory here traps on an unaligned access, so the split itself is looked at.
+    head, body = _aligned(offset, size)
+    assert 0 <= head < 4 and body % 4 == 0 and 0 <= size - head - body < 4
+    assert body == 0 or (offset + head) % 4 == 0
 
 
 def test_zero_clears_more_than_its_chunk() -> None:

@@ -1,4 +1,4 @@
-"""DriverQueue and DeviceQueue against a plain model: against each other, and each against a literal opposite."""
+"""DriverQueue and DeviceQueue against a plain model: with each other, and each with a literal opposite."""
 
 from __future__ import annotations
 
@@ -63,7 +63,14 @@ class RingMachine(RuleBasedStateMachine):
         kind=st.sampled_from(["cached", "uncached", "device"]),
     )
     def make(
-        self, num: int, event_idx: bool, indirect: bool, layout: dict[str, Any], sides: str, start: int, kind: Any
+        self,
+        num: int,
+        event_idx: bool,
+        indirect: bool,
+        layout: dict[str, Any],
+        sides: str,
+        start: int,
+        kind: Any,
     ) -> None:
         self.num, self.event_idx, self.indirect = num, event_idx, indirect
         self.guarded = GuardedMemory(SIZE)

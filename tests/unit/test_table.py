@@ -177,6 +177,10 @@ REFUSED: list[tuple[str, bytes]] = [
         words(1, 2, 0, 0, 0x18, 0x18) + CARVEOUT[20:],
     ),
     (
+        r"offset\[0\] is 0x4f, inside the entry of offset\[1\], which ends at 0x50",
+        words(1, 2, 0, 0, 0x4F, 0x18) + CARVEOUT[20:] + bytes(4),
+    ),
+    (
         r"offset\[0\] is 0x4c, inside the entry of offset\[1\], which ends at 0x50",
         words(1, 2, 0, 0, 0x4C, 0x18) + CARVEOUT[20:],
     ),
@@ -239,6 +243,12 @@ def test_overlapping_da_ranges_are_refused(first: Entry, second: Entry) -> None:
     for entries in ([first, second], [second, first]):
         with pytest.raises(ResourceError, match="overlaps"):
             build(entries)
+
+
+def test_a_vring_in_its_carveout_does_not_hide_the_rest_of_the_carveout() -> None:
+    for other in (Carveout(0x5000, 0x100, "b"), Vdev((Vring(0x5000, 4, 4),))):
+        with pytest.raises(ResourceError, match=r"overlaps carveout 'vdev0vring0' \[0x1000, 0x9000\)"):
+            build([Carveout(0x1000, 0x8000, "vdev0vring0"), Vdev((Vring(0x2000, 4, 4),)), other])
 
 
 def test_what_may_share_a_place() -> None:

@@ -1,0 +1,394 @@
+"""`Remoteproc`: boots a remote core from a firmware image and talks rpmsg with it.
+
+A boot goes in the order that a remote can rely on: the platform is prepared; the image is checked; its resources get
+memory; its segments are loaded; the resource table, complete with addresses and ids, is published; the vdevs are set
+up (rings zeroed, buffers posted, DRIVER_OK last, no kick yet); only then the core starts, and is kicked. A remote that
+reads its table at its first instruction finds everything there. A stop goes the other way round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from rpmsgx.errors import ChannelRemoved, FirmwareError, ResourceError, StateError, Timeout
+from rpmsgx.memory.carveout import Allocator
+from rpmsgx.remoteproc.platform import Image, Platform, open_platform
+from rpmsgx.rpmsg.bus import Bus, Endpoint
+from rpmsgx.virtio.link import BUFFER_SIZE, Buffers, VdevLink
+from rpmsgx.virtio.table import ADDR_ANY, VIRTIO_ID_RPMSG, ResourceTable, VdevView, parse, vring_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rpmsgx.virtio.table import Trace, Vdev
+
+log = logging.getLogger(__name__)
+log.addHandler(logging.NullHandler())
+
+KICK_INTERVAL = 0.1  # seconds between kicks while a remote that has just started announces nothing
+
+
+class RprocLink(VdevLink):
+    """A vdev of a remote core. The doorbell and the memory are the platform's, and stay when the vdev goes."""
+
+    def __init__(self, platform: Platform, url: str, **where: Any) -> None:
+        super().__init__(
+            "driver", url, space=platform.space, doorbell=platform.doorbell, desc_addr=platform.desc_addr, **where
+        )
+        self._platform = platform
+
+    def alive(self) -> bool:
+        crash = self._platform.crash
+        if crash is not None:
+            self.gone = f"the remote crashed: {crash}"
+        return crash is None and super().alive()
+
+    def present(self) -> bool:
+        return self._platform.crash is None
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._vdev.status = 0
+            self.doorbell.kick(0)
+
+    def close_descriptors(self) -> None:
+        self._closed = True
+
+
+class Remoteproc:
+    """A remote core: its platform, its firmware, its life.
+
+    `name` labels it. `platform`: "unicorn" (an emulated Cortex-M4 in this process), "native" (csrc's remote in a
+    thread or a process), or a `Platform`; `options` are the platform's. `firmware`: a path, or the name of one that
+    is shipped. `auto_boot` boots it here and now; else `boot()` does.
+
+    A context manager: leaving it closes. Thread-safe: operations on its life exclude each other. Raises FirmwareError,
+    ResourceError, OSError as booting does, ValueError for an unknown platform.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        platform: str | Platform = "unicorn",
+        firmware: str | None = None,
+        auto_boot: bool = True,
+        spin: float = 0.0,
+        **options: Any,
+    ) -> None:
+        self._lock = threading.RLock()
+        self._platform = open_platform(platform, **options) if isinstance(platform, str) else platform
+        self.name = name or self._platform.name
+        self._firmware = firmware
+        self._spin = spin
+        self._power = 0
+        self._running = False
+        self._closed = False
+        self._image: Image | None = None
+        self._buses: list[Bus] = []
+        self._traces: tuple[Trace, ...] = ()
+        self._undo = contextlib.ExitStack()
+        if auto_boot:
+            try:
+                self.boot()
+            except BaseException:
+                self.close()
+                raise
+
+    # -- its life ------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """ "offline", "running", "crashed" or "deleted" (closed)."""
+        if self._closed:
+            return "deleted"
+        if not self._running:
+            return "offline"
+        return "running" if self._platform.crash is None else "crashed"
+
+    @property
+    def crash(self) -> str | None:
+        """Why the remote crashed, as its platform tells; None while it has not."""
+        return self._platform.crash if self._running else None
+
+    @property
+    def firmware(self) -> str | None:
+        """The firmware of the next boot: may be set while the remote is offline, StateError otherwise."""
+        return self._firmware
+
+    @firmware.setter
+    def firmware(self, firmware: str | None) -> None:
+        with self._lock:
+            if self._running:
+                raise StateError(f"{self.name} is {self.state}: its firmware can change only while it is offline")
+            self._firmware = firmware
+
+    @property
+    def image(self) -> Image:
+        """The image that runs: `.name`, `.sha256`. Raises StateError while offline."""
+        if self._image is None:
+            raise StateError(f"{self.name} is {self.state}: no image is loaded")
+        return self._image
+
+    @property
+    def platform(self) -> Platform:
+        return self._platform
+
+    def boot(self) -> None:
+        """Boot the remote, or count one more user of it: as many `shutdown()` calls stop it.
+
+        Whatever fails, all that was done before is undone, and a note on the error names the step.
+        """
+        with self._lock:
+            self._check_open()
+            if self._running:
+                self._power += 1
+                return
+            self._boot()
+            self._running = True
+            self._power = 1
+
+    def _boot(self) -> None:
+        platform = self._platform
+        undo = contextlib.ExitStack()
+        with undo, self._step("prepare the platform") as step:
+            platform.prepare()
+            undo.callback(platform.unprepare)
+            step("read the firmware")
+            image = platform.image(self._firmware)
+            log.info("firmware %s, sha256 %s", image.name, image.sha256)
+            step("parse its resource table")
+            table, table_da = self._table(image)
+            step("give its resources memory")
+            allocator = Allocator(platform.shared)
+            placed = self._place(table, allocator)
+            step("load its segments")
+            image.load(platform.space)
+            step("publish its resource table")
+            vdevs = self._publish(table, table_da, placed)
+            step("set up its vdevs")
+            self._traces = table.traces if table else ()
+            for index, (view_offset, buffers) in enumerate(vdevs):
+                bus = self._vdev(index, table_da, view_offset, buffers, table)
+                undo.callback(self._buses.remove, bus)
+                undo.callback(bus.close, 0.2)
+            step("start the core")
+            platform.start(image.entry)
+            log.info("%s started at %#x", platform.cpu, image.entry)
+            for bus in self._buses:
+                bus.start()
+            self._image = image
+            # A stop is what is left to undo: the vdevs first, then the core, then the platform.
+            stop = contextlib.ExitStack()
+            stop.callback(platform.unprepare)
+            stop.callback(self._stop_core)
+            for bus in self._buses:
+                stop.callback(self._buses.remove, bus)
+                stop.callback(bus.close, 0.2)
+            self._undo = stop
+            undo.pop_all()
+
+    @contextlib.contextmanager
+    def _step(self, first: str) -> Any:
+        """Names the step that failed, in a note on its error."""
+        current = [first]
+
+        def step(name: str) -> None:
+            log.debug("%s: %s", self.name, name)
+            current[0] = name
+
+        try:
+            yield step
+        except Exception as error:
+            error.add_note(f"while booting {self.name}: could not {current[0]}")
+            raise
+
+    def _table(self, image: Image) -> tuple[ResourceTable | None, int]:
+        if image.resource_table is None:
+            raise FirmwareError(f"{image.name}: no resource table, so nothing says how to talk to it")
+        da, raw = image.resource_table
+        table = parse(raw)
+        table.check_granted(self._platform.space)
+        for warning in table.warnings:
+            log.warning("%s: %s", image.name, warning)
+        return table, da
+
+    def _place(self, table: ResourceTable | None, allocator: Allocator) -> dict[int, int]:
+        """Memory for what the table leaves to the host: da by the offset of the field in the table."""
+        placed: dict[int, int] = {}
+        shared = self._platform.shared
+
+        def put(da: int, size: int, align: int, name: str, offset: int) -> None:
+            if da != ADDR_ANY:
+                if shared.da <= da < shared.da + shared.size:
+                    allocator.reserve(da, size, name)
+                placed[offset] = da
+            else:
+                placed[offset] = allocator.allocate(size, align, name)
+
+        if table is None:
+            return placed
+        for carveout in table.carveouts:
+            put(carveout.da, carveout.len, 0x1000, carveout.name, carveout.offset)
+        for index, vdev in enumerate(table.vdevs):
+            for i, vring in enumerate(vdev.vrings):
+                name = f"vdev{index}vring{i}"
+                put(vring.da, vring_size(vring.num, vring.align), max(vring.align, 0x1000), name, vring.offset)
+            if vdev.id == VIRTIO_ID_RPMSG:
+                size = 2 * max(vring.num for vring in vdev.vrings) * BUFFER_SIZE
+                placed[-1 - index] = allocator.allocate(size, 0x1000, f"vdev{index}buffer")
+        return placed
+
+    def _publish(
+        self, table: ResourceTable | None, table_da: int, placed: dict[int, int]
+    ) -> list[tuple[int, Buffers]]:
+        """Write addresses and ids into the loaded table: the offset of each rpmsg vdev in it, and its buffers."""
+        vdevs: list[tuple[int, Buffers]] = []
+        if table is None:
+            return vdevs
+        space = self._platform.space
+        region, start = space.find_da(table_da, table.size)
+        for carveout in table.carveouts:
+            da = placed[carveout.offset]
+            space.write(table_da + carveout.offset + 4, da.to_bytes(4, "little"))
+            space.write(table_da + carveout.offset + 8, (space.da_to_pa(da) & 0xFFFFFFFF).to_bytes(4, "little"))
+        notifyid = 0
+        for index, vdev in enumerate(table.vdevs):
+            view = VdevView(region.buffer, start + vdev.offset)
+            view.status = 0
+            for i, vring in enumerate(vdev.vrings):
+                view.vring(i).da = placed[vring.offset]
+                view.vring(i).notifyid = notifyid
+                notifyid += 1
+            if vdev.id == VIRTIO_ID_RPMSG:
+                vdevs.append((start + vdev.offset, self._buffers(vdev, placed[-1 - index])))
+            else:
+                log.warning("%s: vdev %d has virtio id %d, not rpmsg: left alone", self.name, index, vdev.id)
+        return vdevs
+
+    @staticmethod
+    def _buffers(vdev: Vdev, da: int) -> Buffers:
+        if len(vdev.vrings) != 2:
+            raise ResourceError(f"an rpmsg vdev has 2 vrings, this one {len(vdev.vrings)}")
+        return Buffers(da, max(vring.num for vring in vdev.vrings), BUFFER_SIZE)
+
+    def _vdev(self, index: int, table_da: int, offset: int, buffers: Buffers, table: ResourceTable | None) -> Bus:
+        region, _ = self._platform.space.find_da(table_da, 1)
+        link = RprocLink(
+            self._platform, f"{self.name}/vdev{index}", region=region, offset=offset, buffers=buffers
+        )
+        bus = Bus(link, spin=self._spin, start=False)
+        bus.owner = self
+        self._buses.append(bus)
+        return bus
+
+    def _stop_core(self) -> None:
+        self._platform.stop()
+        log.info("%s stopped", self._platform.cpu)
+
+    def shutdown(self) -> None:
+        """Give up one boot; the last stops the remote: its channels go, its rings are reset, the core is held.
+
+        Raises StateError where it is offline.
+        """
+        with self._lock:
+            self._check_open()
+            if not self._running:
+                raise StateError(f"{self.name} is offline")
+            self._power -= 1
+            if self._power == 0:
+                self._stop()
+
+    def _stop(self) -> None:
+        try:
+            self._undo.close()
+        finally:
+            self._undo = contextlib.ExitStack()
+            self._running = False
+            self._power = 0
+            self._image = None
+
+    def close(self) -> None:
+        """Stop the remote, whatever the count, and give everything up. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                if self._running:
+                    self._stop()
+            finally:
+                self._closed = True
+                self._platform.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StateError(f"{self.name} is closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", True) is False:
+            with contextlib.suppress(Exception):
+                self.close()
+
+    def __repr__(self) -> str:
+        return f"<Remoteproc {self.name} {self.state}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Remoteproc cannot be pickled: it owns a core")
+
+    # -- talking to it -------------------------------------------------------------------------------------------
+
+    @property
+    def bus(self) -> Bus:
+        """The rpmsg bus of the remote's first rpmsg vdev. Raises StateError while it is offline."""
+        buses = self._buses
+        if not buses:
+            raise StateError(f"{self.name} is {self.state}: it has no bus")
+        return buses[0]
+
+    def open(self, service_name: str, *, timeout: float | None = None) -> Endpoint:
+        """Wait until the remote announces `service_name`; an endpoint bound to it. See `Bus.open`.
+
+        A remote that announces nothing at first is kicked again now and then: it may not have listened yet.
+        """
+        bus = self.bus
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = KICK_INTERVAL if deadline is None else deadline - time.monotonic()
+            try:
+                return bus.open(service_name, timeout=max(0.0, min(left, KICK_INTERVAL)))
+            except Timeout:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise
+                if not bus.channels:
+                    bus.start()
+            except ChannelRemoved as error:
+                raise ChannelRemoved(f"{self.name}: {error.strerror}") from None
+
+    def trace(self) -> str:
+        """What the remote has written to its trace buffers. Raises StateError while it is offline."""
+        with self._lock:
+            if not self._running:
+                raise StateError(f"{self.name} is {self.state}: it has no trace")
+            texts = (self._platform.space.read(trace.da, trace.len) for trace in self._traces)
+            return "".join(text.split(b"\0", 1)[0].decode("utf-8", "replace") for text in texts)
+
+    def wait(self, until: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Drive the bus until `until()` is true. False: the time was up."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not until():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            self.bus.poll(left if left is None else min(left, KICK_INTERVAL))
+        return True

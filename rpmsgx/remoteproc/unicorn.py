@@ -1,0 +1,195 @@
+"""The `unicorn` platform: a Cortex-M4 in this process, emulated by Unicorn (extra `rpmsgx[demo]`).
+
+    program memory   region "rom"  da 0           256 KiB
+    RAM              region "ram"  da 0x20000000  128 KiB
+    shared memory    region "shm"  da 0x60000000    1 MiB
+    mailbox          csrc/firmware/board.h, at 0x40010000
+
+Physical addresses are 0x8_0000_0000 above device addresses, so that nobody takes one for the other; descriptors
+carry device addresses. The core runs in a thread of its own, outside the GIL except at the mailbox, and sleeps
+in `wfi`.
+
+Unicorn does the loads and stores of the firmware in program order but drops its barriers. On x86 that is enough,
+as the firmware asks the mailbox for full fences; where memory order is weaker, messages can be lost.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform as machine_info
+import select
+import threading
+import time
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Timeout
+from ..memory.region import Region
+from .local import FAULTS, KICK, STOP, LocalPlatform
+
+if TYPE_CHECKING:
+    from ..memory.space import AddressSpace
+    from .local import Mailbox
+    from .platform import Image
+
+ROM, RAM, SHM = 0, 0x20000000, 0x60000000
+PA_OFFSET = 0x8_0000_0000
+_MAILBOX = 0x40010000
+_R_KICK, _R_EVENTS, _R_ACK, _R_FAULT = 0x0, 0x4, 0x8, 0xC  # and 0x10, sync: any callback is a full fence
+_EXCEPTION = 0x100
+_NOWHERE = 0xFFFFFFFE
+_GRACE, _PATIENCE = 0.25, 5.0
+_EM_ARM = 40
+
+
+class UnicornPlatform(LocalPlatform):
+    """An emulated Cortex-M4. Raises ImportError, naming the extra, where Unicorn is not installed."""
+
+    name = "unicorn"
+    cpu = "cortex-m4"
+    machine = _EM_ARM
+
+    def __init__(self) -> None:
+        try:
+            import_module("unicorn")
+        except ImportError as exc:
+            raise ImportError("platform 'unicorn' needs Unicorn: pip install rpmsgx[demo]") from exc
+        if machine_info.machine() not in ("x86_64", "AMD64", "i386", "i686"):
+            import logging
+
+            logging.getLogger(__name__).warning("Unicorn drops memory barriers here: messages can be lost")
+        super().__init__(
+            Region.memfd("rom", 0x40000, da=ROM, pa=ROM + PA_OFFSET),
+            Region.memfd("ram", 0x20000, da=RAM, pa=RAM + PA_OFFSET),
+            shared=Region.memfd("shm", 0x100000, da=SHM, pa=SHM + PA_OFFSET),
+            desc_addr="da",
+        )
+
+    def image(self, firmware: str | None) -> Image:
+        """As `Platform.image`; None is the shipped "sample"."""
+        return super().image("sample" if firmware is None else firmware)
+
+    @property
+    def registers(self) -> dict[str, int]:
+        """The core's registers (r0 to r12, sp, lr, pc, xpsr) as they were when it crashed; else empty."""
+        return dict(self._run.registers) if isinstance(self._run, _Core) else {}
+
+    def _boot(self, entry: int) -> _Core:
+        return _Core(self.space, self._mailbox, entry)
+
+
+class _Core:
+    """One life of the core: a new emulator each time, since an old one keeps what it has translated."""
+
+    def __init__(self, space: AddressSpace, mailbox: Mailbox, entry: int) -> None:
+        self._u: Any = import_module("unicorn")
+        u = self._u
+        self.crash: str | None = None
+        self.registers: dict[str, int] = {}
+        self._mailbox = mailbox
+        self._over = False  # the firmware has acknowledged the stop, or given up
+        self._force = False
+        self._access: str | None = None
+        self._uc = uc = u.Uc(u.UC_ARCH_ARM, u.UC_MODE_THUMB | u.UC_MODE_MCLASS)
+        uc.ctl_set_cpu_model(u.arm_const.UC_CPU_ARM_CORTEX_M4)
+        permissions = {"rom": u.UC_PROT_READ | u.UC_PROT_EXEC}
+        self._pins = []  # keeps the maps while the emulator has their addresses
+        for region in space.regions:
+            pin = ctypes.c_char.from_buffer(region.buffer)
+            self._pins.append(pin)
+            permission = permissions.get(region.name, u.UC_PROT_READ | u.UC_PROT_WRITE)
+            uc.mem_map_ptr(region.da, region.size, permission, ctypes.addressof(pin))
+        uc.mmio_map(_MAILBOX, 0x1000, self._read, None, self._write, None)
+        uc.hook_add(u.UC_HOOK_MEM_INVALID, self._invalid)
+        uc.reg_write(u.arm_const.UC_ARM_REG_SP, int.from_bytes(space.read(ROM, 4), "little"))
+        self._thread = threading.Thread(target=self._work, args=(entry,), name="rpmsgx-unicorn", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self.crash is None and self._thread.is_alive()
+
+    def fileno(self) -> int:
+        return -1
+
+    def _work(self, entry: int) -> None:
+        u = self._u
+        uc, pc_register = self._uc, u.arm_const.UC_ARM_REG_PC
+        event = select.poll()
+        event.register(self._mailbox.events, select.POLLIN)
+        pc = entry
+        crash = None
+        try:
+            while not self._force:
+                uc.emu_start(pc | 1, _NOWHERE)
+                if self._over:
+                    break
+                # It ended at a `wfi`. The firmware looks at the events before it sleeps again.
+                pc = uc.reg_read(pc_register)
+                event.poll()
+        except u.UcError as exc:
+            undefined = exc.errno == u.UC_ERR_INSN_INVALID
+            crash = "undefined instruction" if undefined else self._access or str(exc)
+        except Exception as exc:  # from a callback
+            crash = f"{type(exc).__name__}: {exc}"
+        if crash is not None:
+            self._died(uc, crash)
+        del uc, self._uc  # the emulator, before the memory that it has mapped
+        self._pins.clear()
+        self._mailbox.acknowledge(STOP)
+
+    def _died(self, uc: Any, cause: str) -> None:
+        arm = self._u.arm_const
+        names = [*(f"r{i}" for i in range(13)), "sp", "lr", "pc", "xpsr"]
+        self.registers = {name: uc.reg_read(getattr(arm, f"UC_ARM_REG_{name.upper()}")) for name in names}
+        where = ", ".join(f"{name} {self.registers[name]:#010x}" for name in ("pc", "lr", "sp", "xpsr"))
+        self.crash = f"{cause} at {where}"
+        self._mailbox.ring()
+
+    def _read(self, uc: Any, offset: int, size: int, data: Any) -> int:
+        return self._mailbox.take() if offset == _R_EVENTS else 0
+
+    def _write(self, uc: Any, offset: int, size: int, value: int, data: Any) -> None:
+        if offset == _R_KICK:
+            self._mailbox.ring()
+        elif offset == _R_ACK:
+            if value & STOP:
+                self._over = True
+            else:
+                self._mailbox.acknowledge(value)
+        elif offset == _R_FAULT:
+            exception = f"exception {value - _EXCEPTION}"
+            self._died(uc, exception if value >= _EXCEPTION else FAULTS.get(value, f"fault {value}"))
+            self._over = True
+            uc.emu_stop()
+
+    def _invalid(self, uc: Any, access: int, address: int, size: int, value: int, data: Any) -> bool:
+        u = self._u
+        kinds = {
+            u.UC_MEM_READ_UNMAPPED: "read of unmapped memory",
+            u.UC_MEM_WRITE_UNMAPPED: "write to unmapped memory",
+            u.UC_MEM_FETCH_UNMAPPED: "execution of unmapped memory",
+            u.UC_MEM_READ_PROT: "read of protected memory",
+            u.UC_MEM_WRITE_PROT: "write to protected memory",
+            u.UC_MEM_FETCH_PROT: "execution of protected memory",
+        }
+        self._access = f"{kinds.get(access, 'invalid access')} (address {address:#010x}, {size} bytes)"
+        return False
+
+    def end(self) -> None:
+        if not self._thread.is_alive():
+            return
+        self._mailbox.post(STOP)
+        self._thread.join(_GRACE)
+        self._force = True
+        deadline = time.monotonic() + _PATIENCE
+        while self._thread.is_alive():
+            # A stop that comes before emu_start is lost, so it is repeated.
+            try:
+                self._uc.emu_stop()
+            except AttributeError:
+                pass  # it has just ended
+            self._mailbox.post(KICK)
+            self._thread.join(0.002)
+            if time.monotonic() > deadline:
+                raise Timeout("the emulated core does not stop")
