@@ -28,7 +28,7 @@ FAULTS = {1: "undefined instruction", 2: "access to unmapped memory", 3: "fatal 
 
 
 class Mailbox:
-    """Events to the remote, rings and acknowledgements back: eventfds, as threads, C and processes share them.
+    """Events to the remote, rings and acknowledgements back, in eventfds: for threads, C and processes.
 
     `events` counts 1 for a kick, 1 << 32 for a detach, 1 << 48 for a stop: a bus rings by writing a plain 1.
     `acks` sums the event bits that were dealt with. All calls are thread-safe until `close`.

@@ -4,8 +4,8 @@
     shared memory    region "shm"  da 0x20000000    1 MiB
 
 Physical addresses are 0x8_0000_0000 above device addresses. As a thread the remote runs outside the GIL; it
-cannot be killed, so its faults are reports and its hang gives way to `stop`. As a process it really faults and
-really hangs.
+cannot be killed, so its faults are reports and its hang gives way to `stop`. As a process it really faults
+and really hangs.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class NativeImage:
         size = lib.rpx_native_table_size()
         table = ffi.new("uint64_t[]", (size + 7) // 8)
         lib.rpx_native_table(table, TRACE_DA, TRACE_SIZE)
-        self.name = app
+        self.name = "native"
+        self.app = app
         self.sha256 = native_sources_sha256()
         self.entry = apps.index(app)
         self.resource_table = (TABLE_DA, bytes(ffi.buffer(table, size)))

@@ -44,6 +44,3 @@ ffibuilder.set_source(
     define_macros=[("RPX_SOURCES_SHA256", f'"{sources_sha256()}"')],
     extra_compile_args=["-std=c11", "-O2"],
 )
-
-if __name__ == "__main__":
-    ffibuilder.compile(verbose=True)

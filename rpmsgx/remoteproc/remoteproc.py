@@ -10,25 +10,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import struct
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from rpmsgx.errors import ChannelRemoved, FirmwareError, ResourceError, StateError, Timeout
+from rpmsgx.errors import ChannelRemoved, FirmwareError, StateError, Timeout
 from rpmsgx.memory.carveout import Allocator
 from rpmsgx.remoteproc.platform import Image, Platform, open_platform
 from rpmsgx.rpmsg.bus import Bus, Endpoint
 from rpmsgx.virtio.link import BUFFER_SIZE, Buffers, VdevLink
-from rpmsgx.virtio.table import ADDR_ANY, VIRTIO_ID_RPMSG, ResourceTable, VdevView, parse, vring_size
+from rpmsgx.virtio.table import ADDR_ANY, VIRTIO_ID_RPMSG, ResourceTable, VdevView, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rpmsgx.virtio.table import Trace, Vdev
 
 log = logging.getLogger(__name__)
 log.addHandler(logging.NullHandler())
 
+PAGE = 0x1000  # vrings and buffers start at multiples of it, as in Linux
+LINGER = 0.2  # seconds for the remote to take what was sent, at a stop
 KICK_INTERVAL = 0.1  # seconds between kicks while a remote that has just started announces nothing
 
 
@@ -155,137 +158,113 @@ class Remoteproc:
 
     def _boot(self) -> None:
         platform = self._platform
-        undo = contextlib.ExitStack()
-        with undo, self._step("prepare the platform") as step:
+        stop = contextlib.ExitStack()  # what undoes a failed boot, and what a stop is: the same steps in reverse
+        with stop, self._step("prepare the platform") as step:
             platform.prepare()
-            undo.callback(platform.unprepare)
+            stop.callback(platform.unprepare)
             step("read the firmware")
             image = platform.image(self._firmware)
             log.info("firmware %s, sha256 %s", image.name, image.sha256)
             step("parse its resource table")
             table, table_da = self._table(image)
             step("give its resources memory")
-            allocator = Allocator(platform.shared)
-            placed = self._place(table, allocator)
+            published, vdevs = self._place(table)
             step("load its segments")
             image.load(platform.space)
             step("publish its resource table")
-            vdevs = self._publish(table, table_da, placed)
+            platform.space.write(table_da, published)
+            self._traces = table.traces
+            stop.callback(self._stop_core)
             step("set up its vdevs")
-            self._traces = table.traces if table else ()
-            for index, (view_offset, buffers) in enumerate(vdevs):
-                bus = self._vdev(index, table_da, view_offset, buffers, table)
-                undo.callback(self._buses.remove, bus)
-                undo.callback(bus.close, 0.2)
+            for vdev, buffers in vdevs:
+                bus = self._add_bus(table_da + vdev.offset, buffers)
+                stop.callback(self._remove_bus, bus)
             step("start the core")
             platform.start(image.entry)
             log.info("%s started at %#x", platform.cpu, image.entry)
             for bus in self._buses:
                 bus.start()
             self._image = image
-            # A stop is what is left to undo: the vdevs first, then the core, then the platform.
-            stop = contextlib.ExitStack()
-            stop.callback(platform.unprepare)
-            stop.callback(self._stop_core)
-            for bus in self._buses:
-                stop.callback(self._buses.remove, bus)
-                stop.callback(bus.close, 0.2)
-            self._undo = stop
-            undo.pop_all()
+            self._undo = stop.pop_all()
 
     @contextlib.contextmanager
-    def _step(self, first: str) -> Any:
+    def _step(self, first: str) -> Iterator[Callable[[str], None]]:
         """Names the step that failed, in a note on its error."""
-        current = [first]
+        current = first
 
         def step(name: str) -> None:
+            nonlocal current
             log.debug("%s: %s", self.name, name)
-            current[0] = name
+            current = name
 
         try:
             yield step
         except Exception as error:
-            error.add_note(f"while booting {self.name}: could not {current[0]}")
+            error.add_note(f"while booting {self.name}: could not {current}")
             raise
 
-    def _table(self, image: Image) -> tuple[ResourceTable | None, int]:
+    def _table(self, image: Image) -> tuple[ResourceTable, int]:
         if image.resource_table is None:
             raise FirmwareError(f"{image.name}: no resource table, so nothing says how to talk to it")
         da, raw = image.resource_table
+        if da is None:
+            raise FirmwareError(f"{image.name}: no segment loads its resource table")
         table = parse(raw)
         table.check_granted(self._platform.space)
         for warning in table.warnings:
             log.warning("%s: %s", image.name, warning)
         return table, da
 
-    def _place(self, table: ResourceTable | None, allocator: Allocator) -> dict[int, int]:
-        """Memory for what the table leaves to the host: da by the offset of the field in the table."""
-        placed: dict[int, int] = {}
+    def _place(self, table: ResourceTable) -> tuple[bytes, list[tuple[Vdev, Buffers]]]:
+        """Memory for what the table leaves to the host: the table as it is to be published, and the rpmsg vdevs.
+
+        Everything comes out of the platform's shared region; fixed addresses in it are kept free.
+        """
         shared = self._platform.shared
-
-        def put(da: int, size: int, align: int, name: str, offset: int) -> None:
-            if da != ADDR_ANY:
-                if shared.da <= da < shared.da + shared.size:
-                    allocator.reserve(da, size, name)
-                placed[offset] = da
-            else:
-                placed[offset] = allocator.allocate(size, align, name)
-
-        if table is None:
-            return placed
-        for carveout in table.carveouts:
-            put(carveout.da, carveout.len, 0x1000, carveout.name, carveout.offset)
+        allocator = Allocator(shared)
+        published = bytearray(table.data)
+        wanted = [(carveout, carveout.da, carveout.len, carveout.name) for carveout in table.carveouts]
+        rings = [
+            (VdevView(published, vdev.offset).vring(i), vring, f"vdev{index}vring{i}")
+            for index, vdev in enumerate(table.vdevs)
+            for i, vring in enumerate(vdev.vrings)
+        ]
+        for _, da, size, name in wanted:
+            if da != ADDR_ANY and shared.da <= da < shared.da + shared.size:
+                allocator.reserve(da, size, name)
+        for _, vring, name in rings:
+            if vring.da != ADDR_ANY and shared.da <= vring.da < shared.da + shared.size:
+                allocator.reserve(vring.da, vring.size, name)
+        for carveout, da, size, name in wanted:
+            da = allocator.allocate(size, PAGE, name) if da == ADDR_ANY else da
+            pa = self._platform.space.da_to_pa(da, size) & 0xFFFFFFFF  # the field has 32 bits
+            struct.pack_into("=II", published, carveout.offset + 4, da, pa)
+        for notifyid, (view, vring, name) in enumerate(rings):
+            if vring.da == ADDR_ANY:
+                view.da = allocator.allocate(vring.size, max(vring.align, PAGE), name)
+            view.notifyid = notifyid
+        vdevs = []
         for index, vdev in enumerate(table.vdevs):
-            for i, vring in enumerate(vdev.vrings):
-                name = f"vdev{index}vring{i}"
-                put(vring.da, vring_size(vring.num, vring.align), max(vring.align, 0x1000), name, vring.offset)
             if vdev.id == VIRTIO_ID_RPMSG:
-                size = 2 * max(vring.num for vring in vdev.vrings) * BUFFER_SIZE
-                placed[-1 - index] = allocator.allocate(size, 0x1000, f"vdev{index}buffer")
-        return placed
-
-    def _publish(
-        self, table: ResourceTable | None, table_da: int, placed: dict[int, int]
-    ) -> list[tuple[int, Buffers]]:
-        """Write addresses and ids into the loaded table: the offset of each rpmsg vdev in it, and its buffers."""
-        vdevs: list[tuple[int, Buffers]] = []
-        if table is None:
-            return vdevs
-        space = self._platform.space
-        region, start = space.find_da(table_da, table.size)
-        for carveout in table.carveouts:
-            da = placed[carveout.offset]
-            space.write(table_da + carveout.offset + 4, da.to_bytes(4, "little"))
-            space.write(table_da + carveout.offset + 8, (space.da_to_pa(da) & 0xFFFFFFFF).to_bytes(4, "little"))
-        notifyid = 0
-        for index, vdev in enumerate(table.vdevs):
-            view = VdevView(region.buffer, start + vdev.offset)
-            view.status = 0
-            for i, vring in enumerate(vdev.vrings):
-                view.vring(i).da = placed[vring.offset]
-                view.vring(i).notifyid = notifyid
-                notifyid += 1
-            if vdev.id == VIRTIO_ID_RPMSG:
-                vdevs.append((start + vdev.offset, self._buffers(vdev, placed[-1 - index])))
+                count = max(vring.num for vring in vdev.vrings)
+                da = allocator.allocate(2 * count * BUFFER_SIZE, PAGE, f"vdev{index}buffer")
+                vdevs.append((vdev, Buffers(da, count, BUFFER_SIZE)))
             else:
                 log.warning("%s: vdev %d has virtio id %d, not rpmsg: left alone", self.name, index, vdev.id)
-        return vdevs
+        return bytes(published), vdevs
 
-    @staticmethod
-    def _buffers(vdev: Vdev, da: int) -> Buffers:
-        if len(vdev.vrings) != 2:
-            raise ResourceError(f"an rpmsg vdev has 2 vrings, this one {len(vdev.vrings)}")
-        return Buffers(da, max(vring.num for vring in vdev.vrings), BUFFER_SIZE)
-
-    def _vdev(self, index: int, table_da: int, offset: int, buffers: Buffers, table: ResourceTable | None) -> Bus:
-        region, _ = self._platform.space.find_da(table_da, 1)
-        link = RprocLink(
-            self._platform, f"{self.name}/vdev{index}", region=region, offset=offset, buffers=buffers
-        )
+    def _add_bus(self, vdev_da: int, buffers: Buffers) -> Bus:
+        region, offset = self._platform.space.find_da(vdev_da)
+        url = f"{self.name}/vdev{len(self._buses)}"
+        link = RprocLink(self._platform, url, region=region, offset=offset, buffers=buffers)
         bus = Bus(link, spin=self._spin, start=False)
         bus.owner = self
         self._buses.append(bus)
         return bus
+
+    def _remove_bus(self, bus: Bus) -> None:
+        self._buses.remove(bus)
+        bus.close(LINGER)
 
     def _stop_core(self) -> None:
         self._platform.stop()
@@ -308,7 +287,6 @@ class Remoteproc:
         try:
             self._undo.close()
         finally:
-            self._undo = contextlib.ExitStack()
             self._running = False
             self._power = 0
             self._image = None
@@ -382,13 +360,3 @@ class Remoteproc:
                 raise StateError(f"{self.name} is {self.state}: it has no trace")
             texts = (self._platform.space.read(trace.da, trace.len) for trace in self._traces)
             return "".join(text.split(b"\0", 1)[0].decode("utf-8", "replace") for text in texts)
-
-    def wait(self, until: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Drive the bus until `until()` is true. False: the time was up."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not until():
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return False
-            self.bus.poll(left if left is None else min(left, KICK_INTERVAL))
-        return True

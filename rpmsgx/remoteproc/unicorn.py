@@ -5,12 +5,12 @@
     shared memory    region "shm"  da 0x60000000    1 MiB
     mailbox          csrc/firmware/board.h, at 0x40010000
 
-Physical addresses are 0x8_0000_0000 above device addresses, so that nobody takes one for the other; descriptors
-carry device addresses. The core runs in a thread of its own, outside the GIL except at the mailbox, and sleeps
-in `wfi`.
+Physical addresses are 0x8_0000_0000 above device addresses, so that nobody takes one for the other;
+descriptors carry device addresses. The core runs in a thread of its own, outside the GIL except at the
+mailbox, and sleeps in `wfi`.
 
-Unicorn does the loads and stores of the firmware in program order but drops its barriers. On x86 that is enough,
-as the firmware asks the mailbox for full fences; where memory order is weaker, messages can be lost.
+Unicorn does the loads and stores of the firmware in program order but drops its barriers. On x86 that is
+enough, as the firmware asks the mailbox for full fences; where memory order is weaker, messages can be lost.
 """
 
 from __future__ import annotations

@@ -107,6 +107,7 @@ cdef class Bus:
     cdef Waiter pump
     cdef list sleepers
     cdef int tx_waiters
+    cdef bint tx_wanted         # one with a descriptor was refused a buffer: it fires when one comes free
     cdef int nogil_users
     cdef int wake_fd
     cdef int again_fd

@@ -81,6 +81,8 @@ cdef extern from "sys/socket.h" nogil:
         MSG_NOSIGNAL
     Py_ssize_t send(int, const void *, size_t, int)
 
+__all__ = ["ANY", "Bus", "Channel", "Claim", "Endpoint", "Hold"]
+
 ANY = RPX_ADDR_ANY
 
 cdef enum:  # states of a bus
@@ -362,6 +364,7 @@ cdef class Bus:
             if channel.endpoint is ept:
                 channel.endpoint = None
         bus_wake_endpoint(self, ept)
+        signal_fd(ept.event_fd)
         if self.stall_endpoint is ept:
             self.stall_endpoint = None
             self.stall_data = None
@@ -423,6 +426,8 @@ cdef class Bus:
         cdef unsigned long me = PyThread_get_thread_ident()
         cdef Waiter w = None
         cdef Py_ssize_t handled
+        if self.state == BROKEN:
+            clear_fd(self.pend_fd)  # said once; only a reset gives poll() something to do again
         self.check()
         if self.polling and self.poll_thread == me:
             raise StateError("poll() was called inside a callback of poll()")
@@ -440,10 +445,10 @@ cdef class Bus:
                         self.polling = False
                     if handled >= 0:
                         return handled
+                if limit == 0 or w is not None and w.expired:
+                    return 0
                 if w is None:
                     w = Waiter.start(self, None, WANTS_EVENT, limit)
-                elif w.expired:
-                    return 0
                 bus_wait(self, w)
                 self.check()
         finally:
@@ -555,8 +560,10 @@ cdef class Bus:
 
     @property
     def counters(self) -> dict:
-        """What happened on this bus: kicks sent, sessions ended, stalls, and messages dropped by reason."""
+        """What happened on this bus: kicks sent, sessions ended, stalls, and messages dropped by reason; and how many
+        messages are `outstanding` now: sent, and not yet taken by the peer."""
         return {
+            "outstanding": bus_outstanding(self),
             "kicks": self.kicks,
             "resets": self.epoch,
             "stalls": self.stalls,

@@ -153,6 +153,7 @@ cdef class Endpoint:
                 elif w.epoch != bus.epoch:
                     raise ChannelRemoved(f"the link went away: {bus.link.gone}")
                 elif w.expired:
+                    clear_fd(self.event_fd)  # as try_recv() does; bus_leave() looks once more and arms
                     raise Timeout(f"no message within {timeout:g} s{bus_stall_note(bus, w)}")
                 bus_wait(bus, w)
         finally:
@@ -243,15 +244,19 @@ cdef class Endpoint:
         if max < 1:
             raise ValueError(f"max must be at least 1, not {max}")
         how = self.await_message(&msg, timeout)
-        while how == MINE or how == QUEUED:
-            PyList_Append(messages, self.receive(how, &msg, &src))
-            if len(messages) >= max:
-                break
-            how = QUEUED if self.count else OTHER
-            while how == OTHER and self.count == 0:
-                how = bus_step(self.bus, self, &msg)
-            if how != MINE and self.count:
-                how = QUEUED
+        try:
+            while how == MINE or how == QUEUED:
+                PyList_Append(messages, self.receive(how, &msg, &src))
+                if len(messages) >= max:
+                    break
+                how = QUEUED if self.count else OTHER
+                while how == OTHER and self.count == 0:
+                    how = bus_step(self.bus, self, &msg)
+                if how != MINE and self.count:
+                    how = QUEUED
+        except PeerError:  # the next call raises it again: what is here is not lost
+            if not messages:
+                raise
         bus_flush_rx(self.bus)
         return messages
 
@@ -301,8 +306,11 @@ cdef class Endpoint:
             if n >= table.rows:
                 break
             how = QUEUED if self.count else OTHER
-            while how == OTHER and self.count == 0:
-                how = bus_step(self.bus, self, &msg)
+            try:
+                while how == OTHER and self.count == 0:
+                    how = bus_step(self.bus, self, &msg)
+            except PeerError:  # the next call raises it again: the rows that are filled come first
+                break
             if how != MINE and self.count:
                 how = QUEUED
         bus_flush_rx(self.bus)
@@ -415,7 +423,10 @@ cdef class Endpoint:
                     break
                 bus_service(bus)
                 if not bus.up or not rpx_tx_unmute(&bus.tx):
+                    bus.tx_wanted = True
                     break
+            else:
+                bus_want_buffer(bus)
         finally:
             PyBuffer_Release(&view)
         return sent != 0
@@ -491,8 +502,9 @@ cdef class Endpoint:
     def fileno(self) -> int:
         """A descriptor that is readable while `try_recv()` may return a message. Belongs to the endpoint.
 
-        Call try_recv() until it returns None: that arms it again. After try_send() returned False it is readable
-        too when a buffer comes free. Spurious readiness is allowed, lost readiness is not.
+        Call try_recv() until it returns None: that arms it again, as does any receive call that ends with Timeout.
+        After try_send() returned False, or a call that sends ended with Timeout, it is readable too when a buffer
+        comes free. Spurious readiness is allowed, lost readiness is not.
         """
         cdef Bus bus = self.bus
         self.usable()

@@ -114,7 +114,7 @@ cdef class Claim:
         self.phase = ENDED
         if loan_is_live(self.endpoint, self.keep, self.epoch):
             rpx_tx_unget(&self.endpoint.bus.tx, &self.buf)
-            bus_wake_wanting(self.endpoint.bus, WANTS_BUFFER)
+            bus_buffer_free(self.endpoint.bus)
         self.keep = None
 
     def __len__(self) -> int:

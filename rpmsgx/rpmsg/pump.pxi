@@ -15,8 +15,8 @@ cdef int bus_service(Bus bus) except -1:
     if bus.up:
         if bus.announce:
             bus_flush_announce(bus)
-        if bus.tx_waiters and rpx_tx_pending(&bus.tx):
-            bus_wake_wanting(bus, WANTS_BUFFER)
+        if (bus.tx_waiters or bus.tx_wanted) and rpx_tx_pending(&bus.tx):
+            bus_buffer_free(bus)
     return 0
 
 
@@ -146,6 +146,8 @@ cdef int bus_leave(Bus bus, Waiter w) except -1:
     if bus.pump is None and bus.sleepers:
         bus_wake(bus, <Waiter>bus.sleepers[0])
     if bus.exposed:
+        if w.expired and w.wants & WANTS_BUFFER:
+            bus_want_buffer(bus)
         bus_rearm(bus)
     return 0
 
@@ -216,6 +218,25 @@ cdef int bus_expose(Bus bus) except -1:
         bus.exposed = True
         signal_fd(bus.again_fd)
     return 0
+
+
+cdef int bus_want_buffer(Bus bus) except -1:
+    """Somebody with a descriptor was refused a buffer: have the descriptors fire when one comes free."""
+    bus.tx_wanted = True
+    if bus.up and bus.state == OPEN and rpx_tx_unmute(&bus.tx):
+        bus_buffer_free(bus)
+    return 0
+
+
+cdef void bus_buffer_free(Bus bus) noexcept:
+    """A buffer for sending is there: wake threads, and descriptors where somebody asked for that."""
+    cdef Endpoint ept
+    bus_wake_wanting(bus, WANTS_BUFFER)
+    if bus.tx_wanted:
+        bus.tx_wanted = False
+        signal_fd(bus.pend_fd)
+        for ept in bus.endpoints.values():
+            signal_fd(ept.event_fd)
 
 
 cdef int bus_rearm(Bus bus) except -1:

@@ -1,4 +1,4 @@
-"""A hostile peer at the ring: every lie breaks the queue with the rule's id, for good; nothing outside is touched.
+"""A hostile peer at the ring: every lie breaks the queue by the rule's id and for good.
 
 The memory lies between guard pages, at either edge: one byte too far would end the test run.
 """
@@ -217,6 +217,19 @@ def test_avail_idx_offers_more_than_the_device_left(edge: Any, more: int) -> Non
     peers.offer(0, 1)
     assert (peers.device.pop(), peers.device.pop()) == (0, 1)
     peers.raw.avail_idx = 2 + more
+    with expect("2.7.6.1-1"):
+        peers.device.pop()
+    device_is_broken(peers, "2.7.6.1-1")
+
+
+def test_avail_idx_runs_away_from_a_batch(edge: Any) -> None:
+    """A device that publishes when nothing is left comes to an end, whatever the driver keeps adding."""
+    peers = Peers(edge)
+    peers.offer(*range(NUM))
+    for head in range(NUM):
+        assert peers.device.pop() == head
+        peers.device.push(head)
+    peers.offer(0)
     with expect("2.7.6.1-1"):
         peers.device.pop()
     device_is_broken(peers, "2.7.6.1-1")
@@ -483,13 +496,14 @@ def flipper() -> Iterator[Callable[[Callable[[], None]], None]]:
 def test_descriptors_rewritten_while_they_are_read(
     edge: Any, flipper: Callable[[Callable[[], None]], None]
 ) -> None:
-    """A walk gives memory of ours or the rule, whatever a racing driver puts there; a second read would fault."""
+    """A walk gives memory of ours or the rule, whatever a racing driver does; a second read would fault."""
     guarded = GuardedMemory(SIZE, edge)
     memory = guarded.buffer
     raw = RawRing(memory, NUM)
     memory[DATA:SIZE] = b"\x77" * (SIZE - DATA)
     values = [
-        (DATA, 16, 0, 0), (SIZE - 4, 4, 0, 0), (SIZE, 4, 0, 0), (DATA, 0xFFFFFFFF, 0, 0), (DATA, 8, NEXT, 0xFFFF),
+        (DATA, 16, 0, 0), (SIZE - 4, 4, 0, 0), (SIZE, 4, 0, 0), (DATA, 0xFFFFFFFF, 0, 0),
+        (DATA, 8, NEXT, 0xFFFF),
         (SIZE - 4, 0, 0, 0), (2**64 - 8, 16, INDIRECT, 0), (SIZE + 4096, 16, NEXT, 0), (DATA, 16, NEXT, 1),
     ]  # fmt: skip
 
