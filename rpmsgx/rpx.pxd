@@ -17,6 +17,7 @@ cdef extern from "rpx.h" nogil:
         RPX_RX_LONG
         RPX_TX_NONE
         RPX_TX_BUFFER
+        RPX_TX_LONG
         RPX_STATUS_DRIVER_OK
         RPX_STATUS_NEEDS_RESET
         RPX_QUEUE_MAX
@@ -181,6 +182,7 @@ cdef extern from "rpx.h" nogil:
         uint32_t *spare
         uint32_t n_spare
         uint32_t fresh
+        uint32_t room
         bint swap
         uint8_t kind
     struct rpx_txbuf:
@@ -190,6 +192,7 @@ cdef extern from "rpx.h" nogil:
     int rpx_tx_get(rpx_tx *, rpx_txbuf *)
     void rpx_tx_unget(rpx_tx *, const rpx_txbuf *)
     int rpx_tx_put(rpx_tx *, const rpx_txbuf *, uint32_t, uint32_t, uint32_t)
+    int rpx_tx_send(rpx_tx *, uint32_t, uint32_t, const void *, size_t)
     bint rpx_tx_publish(rpx_tx *)
     void rpx_tx_mute(rpx_tx *)
     bint rpx_tx_unmute(rpx_tx *)

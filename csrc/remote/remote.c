@@ -159,11 +159,13 @@ static bool rpx_remote_ring(struct rpx_remote *r, struct rpx_dev *q, uint32_t *s
 
 static void rpx_remote_set(struct rpx_remote *r, enum rpx_link link, const char *text)
 {
-	bool was_up = r->link == RPX_LINK_UP;
+	bool was_up = r->link == RPX_LINK_UP, up = link == RPX_LINK_UP;
 	r->link = (uint32_t)link;
+	if (r->app->link != NULL && was_up && !up)
+		r->app->link(r, false);
 	rpx_remote_log(r, text);
-	if (r->app->link != NULL && was_up != (link == RPX_LINK_UP))
-		r->app->link(r, link == RPX_LINK_UP);
+	if (r->app->link != NULL && up && !was_up)
+		r->app->link(r, true);
 }
 
 static void rpx_remote_up(struct rpx_remote *r)
@@ -398,8 +400,7 @@ uint32_t rpx_remote_run(struct rpx_remote *r)
 			return 0;
 		}
 		if ((r->events & RPX_EVENT_DETACH) != 0) {
-			/* A host that left DRIVER_OK standing has to take it away before it counts again. */
-			r->rings = false;
+			/* Where the host left DRIVER_OK standing, only a restart of the driver makes it count again. */
 			rpx_remote_set(r, rpx_table_live(r) ? RPX_LINK_DETACHED : RPX_LINK_DOWN, "detached");
 			r->port->ack(r->port->ctx, RPX_EVENT_DETACH);
 		}

@@ -117,7 +117,7 @@ enum rpx_link {
 	RPX_LINK_DOWN = 0, /* waiting for DRIVER_OK */
 	RPX_LINK_UP,
 	RPX_LINK_BROKEN,   /* waiting for the driver's reset */
-	RPX_LINK_DETACHED, /* detached by a host that left DRIVER_OK standing: waiting for it to go */
+	RPX_LINK_DETACHED, /* detached by a host that left DRIVER_OK standing: waiting for the driver's reset */
 };
 
 struct rpx_remote {

@@ -205,6 +205,7 @@ struct rpx_tx {
 	uint32_t *spare;           /* driver: [pool.count] recycled buffers; device: [2 * num] buffers handed back unsent */
 	uint32_t n_spare;
 	uint32_t fresh; /* driver: buffers from here on were never used */
+	uint32_t room;  /* payload that the buffer seen last had room for; 0: none was seen yet */
 	bool swap;
 	uint8_t kind;
 };
@@ -220,6 +221,7 @@ struct rpx_txbuf {
 enum rpx_tx_result {
 	RPX_TX_NONE = 0, /* no buffer until the peer gives one back */
 	RPX_TX_BUFFER = 1,
+	RPX_TX_LONG = 2, /* rpx_tx_send only: the message does not fit tx->room */
 };
 
 RPX_HOT bool rpx_tx_publish(struct rpx_tx *tx)
@@ -317,7 +319,10 @@ RPX_HOT int rpx_tx_get_dev(struct rpx_tx *tx, struct rpx_txbuf *buf)
 /* A buffer to fill: RPX_TX_BUFFER, RPX_TX_NONE, or the rule that the peer broke. */
 RPX_HOT int rpx_tx_get(struct rpx_tx *tx, struct rpx_txbuf *buf)
 {
-	return tx->drv != NULL ? rpx_tx_get_drv(tx, buf) : rpx_tx_get_dev(tx, buf);
+	int rc = tx->drv != NULL ? rpx_tx_get_drv(tx, buf) : rpx_tx_get_dev(tx, buf);
+	if (rpx_likely(rc == RPX_TX_BUFFER))
+		tx->room = buf->cap;
+	return rc;
 }
 
 /* Hand a buffer back unsent; it is the next one rpx_tx_get returns. */
@@ -340,6 +345,22 @@ RPX_HOT int rpx_tx_put(struct rpx_tx *tx, const struct rpx_txbuf *buf, uint32_t 
 		return rpx_drv_add1(tx->drv, tx->pool.addr + (uint64_t)buf->token * tx->pool.size, RPX_HDR + len, false,
 				    buf->token);
 	return rpx_dev_push(tx->dev, (uint16_t)buf->token, RPX_HDR + len);
+}
+
+/* Stage a copy of `size` bytes: RPX_TX_BUFFER when done, RPX_TX_NONE, RPX_TX_LONG, or the rule that the peer broke. */
+RPX_HOT int rpx_tx_send(struct rpx_tx *tx, uint32_t src, uint32_t dst, const void *data, size_t size)
+{
+	struct rpx_txbuf buf;
+	int rc = rpx_tx_get(tx, &buf);
+	if (rpx_unlikely(rc != RPX_TX_BUFFER))
+		return rc;
+	if (rpx_unlikely(size > buf.cap)) {
+		rpx_tx_unget(tx, &buf);
+		return RPX_TX_LONG;
+	}
+	rpx_copy_to(buf.data, data, size, (enum rpx_kind)tx->kind);
+	rc = rpx_tx_put(tx, &buf, src, dst, (uint32_t)size);
+	return rpx_likely(rc == 0) ? RPX_TX_BUFFER : rc;
 }
 
 /*

@@ -1,5 +1,6 @@
 # cython: language_level=3
 # The classes as other Cython code may cimport them; compile with rpmsgx.get_include() on the include path.
+cimport cython
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_type_lock
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -33,6 +34,7 @@ cdef struct Drops:
     uint64_t ns_overflow
 
 
+@cython.final
 cdef class Waiter:
     cdef PyThread_type_lock lock
     cdef Endpoint endpoint  # whose queue it waits for, or None
@@ -47,6 +49,7 @@ cdef class Waiter:
     cdef Waiter start(Bus bus, Endpoint endpoint, int wants, double timeout)
 
 
+@cython.final
 cdef class Channel:
     cdef readonly Bus bus
     cdef readonly str name
@@ -55,6 +58,7 @@ cdef class Channel:
     cdef readonly bint removed
 
 
+@cython.final
 cdef class Bus:
     # The hot part: the two ends, and what is looked at for each message.
     cdef rpx_rx rx
@@ -62,6 +66,7 @@ cdef class Bus:
     cdef int state
     cdef bint up
     cdef const uint8_t *status  # device: the driver's status byte; NULL for a driver
+    cdef const uint8_t *lost    # not 0 once the memory has gone; NULL where it cannot go
     cdef Endpoint last          # one-entry cache in front of the map
     cdef AddrMap map
     cdef int kick_fd
@@ -71,7 +76,6 @@ cdef class Bus:
     cdef uint32_t ticks
     cdef uint32_t rx_notifyid
     cdef uint32_t tx_notifyid
-    cdef uint32_t mtu_seen
     cdef uint64_t kicks
     cdef uint64_t epoch         # counts the sessions that ended
     cdef Drops drops
@@ -104,6 +108,7 @@ cdef class Bus:
     cdef list announce          # (endpoint or name and address, destroy) still to be sent
     cdef str broken_text
     cdef str broken_rule
+    cdef bint checking          # a thread is asking the link, in Python: the others leave it to that one
     cdef Waiter pump
     cdef list sleepers
     cdef int tx_waiters
@@ -131,6 +136,7 @@ cdef class Bus:
     cdef Py_ssize_t dispatch(self) except -2
 
 
+@cython.final
 cdef class Endpoint:
     cdef readonly Bus bus
     cdef readonly str name
@@ -163,6 +169,7 @@ cdef class Endpoint:
     cdef int report_lost(self) except -1
     cdef int usable(self) except -1
     cdef int await_message(self, rpx_msg *msg, object timeout) except -1
+    cdef int keep(self, rpx_msg *msg) except -1
     cdef int await_slow(self, rpx_msg *msg, double timeout) except -1
     cdef int try_message(self, rpx_msg *msg) except -1
     cdef object receive(self, int how, rpx_msg *msg, uint32_t *src)
@@ -171,6 +178,7 @@ cdef class Endpoint:
     cdef int send_object(self, object data, uint32_t dst, object timeout) except -1
 
 
+@cython.final
 cdef class Claim:
     cdef readonly Endpoint endpoint
     cdef rpx_txbuf buf
@@ -185,6 +193,7 @@ cdef class Claim:
     cdef Claim take(Endpoint ept, uint32_t dst, Py_ssize_t size, double timeout)
 
 
+@cython.final
 cdef class Hold:
     cdef readonly Endpoint endpoint
     cdef readonly uint32_t src

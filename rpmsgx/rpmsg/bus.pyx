@@ -15,13 +15,14 @@ and the last touch of a ring, and no Python code runs in between: what allocates
 collector does not track.
 """
 
+cimport cython
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release,
     PyObject_CheckBuffer, PyObject_GetBuffer
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.list cimport PyList_Append
+from cpython.list cimport PyList_Append, PyList_CheckExact, PyList_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_GET_BUFFER
 from cpython.object cimport PyObject
 from cpython.pythread cimport (
@@ -53,6 +54,7 @@ cdef extern from "Python.h":
         PY_LOCK_ACQUIRED
         PY_LOCK_INTR
     PyLockStatus PyThread_acquire_lock_timed(PyThread_type_lock, long long, int) nogil
+    PyObject *PyList_GET_ITEM(object, Py_ssize_t)
     PyObject *PyBytes_FromStringAndSize_raw "PyBytes_FromStringAndSize"(const char *, Py_ssize_t)
 
 cdef extern from "sys/epoll.h" nogil:
@@ -90,6 +92,7 @@ cdef enum:  # states of a bus
     CLOSED = 1
     FORKED = 2
     BROKEN = 3
+    DEAD = 4    # the link's memory has gone: there will be no other session
 
 cdef enum:  # what step() did
     EMPTY = 0
@@ -175,6 +178,7 @@ def _after_fork() -> None:
             bus.state = FORKED
             bus.pump = None
             bus.sleepers = []
+            bus.link.close_descriptors()  # the peer shall see the parent go, whatever becomes of the child
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -184,6 +188,7 @@ include "addrmap.pxi"
 include "waiting.pxi"
 
 
+@cython.final
 cdef class Channel:
     """A service that the peer announced: `name`, and the peer's address `addr`.
 
@@ -207,6 +212,7 @@ cdef class Channel:
         return f"<Channel {self.name!r} at {self.addr:#x}{gone}>"
 
 
+@cython.final
 cdef class Bus:
     """An rpmsg bus on one link. Made by `rpmsgx.open()` or a `Remoteproc`, not directly.
 
@@ -284,6 +290,8 @@ cdef class Bus:
             raise PeerError(self.broken_text, self.broken_rule)
         if self.state == FORKED:
             raise StateError("this bus was opened before a fork: it belongs to the parent process")
+        if self.state == DEAD:
+            raise ChannelRemoved(f"the link went away: {self.link.gone}")
         raise Closed("the bus is closed")
 
     # -- endpoints and channels ----------------------------------------------------------------------------------
@@ -428,7 +436,8 @@ cdef class Bus:
         cdef Py_ssize_t handled
         if self.state == BROKEN:
             clear_fd(self.pend_fd)  # said once; only a reset gives poll() something to do again
-        self.check()
+        if self.state != DEAD or not (self.events or self.ready):
+            self.check()
         if self.polling and self.poll_thread == me:
             raise StateError("poll() was called inside a callback of poll()")
         try:
@@ -534,10 +543,10 @@ cdef class Bus:
             for ept in list(self.endpoints.values()):
                 ept.closed = True
             bus_session_drop(self)
-            bus_wake_all(self)
             if forked:
                 self.link.close_descriptors()
             else:
+                bus_wake_all(self)
                 self.link.close()
             self.endpoints.clear()
 

@@ -1,6 +1,15 @@
 # The calls of an endpoint. Each receive call asks await_message() where the next message is: in the endpoint's queue
 # (QUEUED), or still in the ring and for it (MINE), from where it is copied straight to the caller.
 
+cdef inline int next_message(Bus bus, Endpoint ept, rpx_msg *msg) except -1:
+    """What comes after a message that was taken: QUEUED, MINE, or something else where there is nothing now."""
+    cdef int how = OTHER
+    while how == OTHER and ept.count == 0:
+        how = bus_step(bus, ept, msg)
+    return QUEUED if ept.count else how
+
+
+@cython.final
 cdef class Endpoint:
     """One end of a conversation: a local address, a queue, and a peer's address once it is known.
 
@@ -119,14 +128,12 @@ cdef class Endpoint:
 
     cdef int await_message(self, rpx_msg *msg, object timeout) except -1:
         """Wait for a message. QUEUED, or MINE with the message in *msg, whose buffer the caller gives back."""
-        cdef int rc
+        if timeout is None and not self.closed and self.callback is None and self.lost == 0 and \
+                self.count == 0 and self.bus.state == OPEN and bus_step(self.bus, self, msg) == MINE:
+            return MINE
         self.begin(timeout)
         if self.count:
             return QUEUED
-        if self.bus.state == OPEN:
-            rc = bus_step(self.bus, self, msg)
-            if rc == MINE:
-                return MINE
         return self.await_slow(msg, seconds(timeout))
 
     cdef int await_slow(self, rpx_msg *msg, double timeout) except -1:
@@ -200,6 +207,7 @@ cdef class Endpoint:
         src[0] = msg.src
         data = PyBytes_FromStringAndSize(NULL, msg.len)
         rpx_copy_from(PyBytes_AS_STRING(data), msg.data, msg.len, <rpx_kind>self.bus.rx.kind)
+        bus_check_lost(self.bus)
         self.n_received += 1
         bus_done(self.bus, msg)
         return data
@@ -241,23 +249,18 @@ cdef class Endpoint:
         cdef uint32_t src
         cdef int how
         cdef list messages = []
+        cdef Bus bus = self.bus
+        cdef Py_ssize_t n = 0
         if max < 1:
             raise ValueError(f"max must be at least 1, not {max}")
         how = self.await_message(&msg, timeout)
-        try:
-            while how == MINE or how == QUEUED:
-                PyList_Append(messages, self.receive(how, &msg, &src))
-                if len(messages) >= max:
-                    break
-                how = QUEUED if self.count else OTHER
-                while how == OTHER and self.count == 0:
-                    how = bus_step(self.bus, self, &msg)
-                if how != MINE and self.count:
-                    how = QUEUED
-        except PeerError:  # the next call raises it again: what is here is not lost
-            if not messages:
-                raise
-        bus_flush_rx(self.bus)
+        while how == MINE or how == QUEUED:
+            PyList_Append(messages, self.receive(how, &msg, &src))
+            n += 1
+            if n >= max:
+                break
+            how = next_message(bus, self, &msg)
+        bus_flush_rx(bus)
         return messages
 
     def recv_into(self, rows, *, lengths=None, timeout=None) -> int:
@@ -271,50 +274,51 @@ cdef class Endpoint:
         cdef uint32_t src
         cdef int how
         cdef Rows table = Rows(rows, lengths)
-        cdef Py_ssize_t n = 0
+        cdef Bus bus = self.bus
+        cdef Py_ssize_t n = 0, count = table.count, width = table.width
+        cdef bint has_lengths = table.has_lengths
         cdef uint8_t *row = table.data
         cdef object data
         how = self.await_message(&msg, timeout)
         while how == MINE or how == QUEUED:
-            if how == MINE and msg.len > table.width:  # keep it: it goes to the (empty) queue
-                data = PyBytes_FromStringAndSize(NULL, msg.len)
-                rpx_copy_from(PyBytes_AS_STRING(data), msg.data, msg.len, <rpx_kind>self.bus.rx.kind)
-                bus_done(self.bus, &msg)
-                Py_INCREF(data)
-                self.enqueue(<PyObject *>data, msg.src)
-                how = QUEUED
-            if how == QUEUED:
+            if how == MINE and msg.len <= width:
+                rpx_copy_from(row, msg.data, msg.len, <rpx_kind>bus.rx.kind)
+                bus_check_lost(bus)
+                self.n_received += 1
+                bus_done(bus, &msg)
+            else:
+                if how == MINE:  # too long: it goes to the (empty) queue and stays there
+                    self.keep(&msg)
                 data = <object>self.queue[self.head].data
-                if PyBytes_GET_SIZE(data) > table.width:
-                    bus_flush_rx(self.bus)
+                if PyBytes_GET_SIZE(data) > width:
+                    bus_flush_rx(bus)
                     if n > 0:
                         return n
-                    raise MessageSize(f"a message of {PyBytes_GET_SIZE(data)} bytes does not fit a row of "
-                                      f"{table.width}; it stays queued")
+                    raise MessageSize(f"a message of {PyBytes_GET_SIZE(data)} bytes does not fit a row of {width}; "
+                                      "it stays queued")
                 data = self.take(&src)
                 msg.len = <uint16_t>PyBytes_GET_SIZE(data)
                 memcpy(row, PyBytes_AS_STRING(data), msg.len)
-            else:
-                rpx_copy_from(row, msg.data, msg.len, <rpx_kind>self.bus.rx.kind)
-                self.n_received += 1
-                bus_done(self.bus, &msg)
-            if msg.len < table.width:
-                memset(row + msg.len, 0, <size_t>(table.width - msg.len))
-            table.set_length(n, msg.len)
+            if msg.len < width:
+                memset(row + msg.len, 0, <size_t>(width - msg.len))
+            if has_lengths:
+                table.set_length(n, msg.len)
             n += 1
-            row += table.width
-            if n >= table.rows:
+            row += width
+            if n >= count:
                 break
-            how = QUEUED if self.count else OTHER
-            try:
-                while how == OTHER and self.count == 0:
-                    how = bus_step(self.bus, self, &msg)
-            except PeerError:  # the next call raises it again: the rows that are filled come first
-                break
-            if how != MINE and self.count:
-                how = QUEUED
-        bus_flush_rx(self.bus)
+            how = next_message(bus, self, &msg)
+        bus_flush_rx(bus)
         return n
+
+    cdef int keep(self, rpx_msg *msg) except -1:
+        """Put a message that was off the ring already into the queue, which is empty."""
+        cdef object data = PyBytes_FromStringAndSize(NULL, msg.len)
+        rpx_copy_from(PyBytes_AS_STRING(data), msg.data, msg.len, <rpx_kind>self.bus.rx.kind)
+        bus_check_lost(self.bus)
+        bus_done(self.bus, msg)
+        Py_INCREF(data)
+        return self.enqueue(<PyObject *>data, msg.src)
 
     def __iter__(self):
         return self
@@ -340,10 +344,6 @@ cdef class Endpoint:
     cdef int transmit(self, const uint8_t *data, Py_ssize_t size, uint32_t dst, object timeout) except -1:
         """Stage and publish one message, waiting for a buffer."""
         cdef Bus bus = self.bus
-        if bus.state == OPEN and bus_transmit(bus, self.src, dst, data, size):
-            bus_flush_tx(bus)
-            self.n_sent += 1
-            return 0
         cdef Waiter w = None
         cdef double limit = seconds(timeout)
         try:
@@ -384,6 +384,13 @@ cdef class Endpoint:
         Waits up to `timeout` seconds for a buffer, and for the link to come up. Raises Timeout, MessageSize, NoPeer,
         ChannelRemoved, PeerError, Closed.
         """
+        cdef Bus bus = self.bus
+        if timeout is None and not self.closed and self.peer != RPX_ADDR_ANY and PyBytes_CheckExact(data) and \
+                bus.state == OPEN and bus_transmit(bus, self.src, self.peer, <const uint8_t *>PyBytes_AS_STRING(data),
+                                                   PyBytes_GET_SIZE(data)):
+            bus_flush_tx(bus)
+            self.n_sent += 1
+            return
         if timeout is not None:
             seconds(timeout)
         if self.closed:
@@ -437,23 +444,41 @@ cdef class Endpoint:
         Returns how many were sent: all, or fewer where `timeout` seconds did not suffice. Errors carry `.sent`.
         """
         cdef Bus bus = self.bus
-        cdef Batch batch = Batch(messages)
-        cdef Py_ssize_t sent = 0, staged = 0
+        cdef Batch batch = None
+        cdef Py_ssize_t sent = 0, staged = 0, base = 0
         cdef uint32_t dst
+        cdef PyObject *item
         cdef Waiter w = None
         cdef double limit = seconds(timeout)
         if self.closed:
             raise Closed("the endpoint is closed")
+        if not is_list_of_bytes(messages):
+            batch = Batch(messages)
         dst = self.peer if self.peer != RPX_ADDR_ANY else self.destination()
         try:
+            bus.check()
+            if batch is None:  # as far as it goes without waiting, no copy of the list is needed
+                while staged < PyList_GET_SIZE(messages):
+                    item = PyList_GET_ITEM(messages, staged)
+                    if not PyBytes_CheckExact(<object>item) or not bus_transmit(
+                            bus, self.src, dst, <const uint8_t *>PyBytes_AS_STRING(<object>item),
+                            PyBytes_GET_SIZE(<object>item)):
+                        break
+                    staged += 1
+                if staged == PyList_GET_SIZE(messages):
+                    bus_flush_tx(bus)
+                    self.n_sent += staged
+                    return staged
+                base = staged
+                batch = Batch(messages[base:])
             while True:
-                bus.check()
-                while staged < batch.count and bus_transmit(bus, self.src, dst, batch.data(staged), batch.size(staged)):
+                while staged - base < batch.count and bus_transmit(
+                        bus, self.src, dst, batch.data(staged - base), batch.size(staged - base)):
                     staged += 1
                 bus_flush_tx(bus)
                 self.n_sent += staged - sent
                 sent = staged
-                if sent == batch.count:
+                if sent - base == batch.count:
                     return sent
                 bus_pull(bus)
                 if w is None:
@@ -465,6 +490,7 @@ cdef class Endpoint:
                 bus_wait(bus, w)
                 if self.closed:
                     raise Closed("the endpoint is closed")
+                bus.check()
         except BaseException as error:
             if staged > sent and bus.state == OPEN:
                 bus_flush_tx(bus)
@@ -541,6 +567,17 @@ cdef class Endpoint:
         return {"sent": self.n_sent, "received": self.n_received, "dropped": self.n_dropped, "queued": self.count}
 
 
+cdef inline bint is_list_of_bytes(object messages):
+    cdef Py_ssize_t i
+    if not PyList_CheckExact(messages):
+        return False
+    for i in range(PyList_GET_SIZE(messages)):
+        if not PyBytes_CheckExact(<object>PyList_GET_ITEM(messages, i)):
+            return False
+    return True
+
+
+@cython.final
 cdef class Rows:
     """The rows of recv_into: a writable C-contiguous buffer cut along its first axis, and where lengths go."""
     cdef Py_buffer buf
@@ -548,7 +585,7 @@ cdef class Rows:
     cdef bint has_buf
     cdef bint has_lengths
     cdef uint8_t *data
-    cdef Py_ssize_t rows
+    cdef Py_ssize_t count
     cdef Py_ssize_t width
 
     def __cinit__(self, rows, lengths) -> None:
@@ -557,13 +594,13 @@ cdef class Rows:
         if self.buf.ndim < 1 or self.buf.shape[0] < 1 or self.buf.len < self.buf.shape[0]:
             raise ValueError("rows must have at least one row of at least one byte")
         self.data = <uint8_t *>self.buf.buf
-        self.rows = self.buf.shape[0]
-        self.width = self.buf.len // self.rows
+        self.count = self.buf.shape[0]
+        self.width = self.buf.len // self.count
         if lengths is not None:
             PyObject_GetBuffer(lengths, &self.lengths, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
             self.has_lengths = True
-            if self.lengths.itemsize not in (2, 4, 8) or self.lengths.len < self.rows * self.lengths.itemsize:
-                raise ValueError(f"lengths must have {self.rows} integers of 2, 4 or 8 bytes")
+            if self.lengths.itemsize not in (2, 4, 8) or self.lengths.len < self.count * self.lengths.itemsize:
+                raise ValueError(f"lengths must have {self.count} integers of 2, 4 or 8 bytes")
 
     def __dealloc__(self) -> None:
         if self.has_buf:
@@ -576,8 +613,6 @@ cdef class Rows:
         cdef uint16_t as16 = length
         cdef uint32_t as32 = length
         cdef uint64_t as64 = length
-        if not self.has_lengths:
-            return
         p = <uint8_t *>self.lengths.buf + row * self.lengths.itemsize
         if self.lengths.itemsize == 2:
             memcpy(p, &as16, 2)
@@ -587,6 +622,7 @@ cdef class Rows:
             memcpy(p, &as64, 8)
 
 
+@cython.final
 cdef class Batch:
     """The messages of send_many, their memory pinned before the first is staged."""
     cdef tuple items

@@ -11,6 +11,7 @@ cdef inline bint loan_is_live(Endpoint ept, list keep, uint64_t epoch) noexcept:
     return ept.bus.up and ept.bus.state == OPEN and ept.bus.epoch == epoch and ept.bus.views is keep
 
 
+@cython.final
 cdef class Claim:
     """A buffer to fill in place. `with endpoint.claim(4) as buffer: buffer[:4] = b"..."` sends on leaving the block.
 
@@ -37,7 +38,6 @@ cdef class Claim:
                 bus.check()
                 rc = rpx_tx_get(&bus.tx, &claim.buf) if bus.up else RPX_TX_NONE
                 if rc == RPX_TX_BUFFER:
-                    bus.mtu_seen = claim.buf.cap
                     if size > <Py_ssize_t>claim.buf.cap:
                         rpx_tx_unget(&bus.tx, &claim.buf)
                         raise MessageSize(f"a message of {size} bytes; this link carries at most {claim.buf.cap}")
@@ -136,6 +136,7 @@ cdef class Claim:
         self.exports -= 1
 
 
+@cython.final
 cdef class Hold:
     """A received message, read-only and in place. `with endpoint.hold() as view: ...` gives it back on leaving.
 
@@ -151,7 +152,7 @@ cdef class Hold:
         cdef Hold hold = Hold.__new__(Hold)
         cdef uint32_t src
         hold.endpoint = ept
-        if how == MINE and not msg.copied:
+        if how == MINE and not msg.copied and ept.bus.lost == NULL:  # memory that can go is lent as a copy
             hold.data = msg.data
             hold.size = msg.len
             hold.src = msg.src

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from rpmsgx.rpmsg.bus import Bus
 from rpmsgx.virtio.layout import DEFAULT_NUM, Layout, check_num
@@ -38,7 +38,7 @@ def open(
     *,
     spin: float = 0.0,
     queue: int = 1024,
-    overflow: str = "block",
+    overflow: Literal["block", "drop"] = "block",
     layout: str = "openamp",
     num: int = DEFAULT_NUM,
     event_idx: bool = False,

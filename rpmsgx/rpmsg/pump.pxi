@@ -7,7 +7,14 @@
 
 cdef int bus_service(Bus bus) except -1:
     """Look at the doorbell: clear it, and see whether the peer has come, gone or reset."""
-    bus.doorbell.drain()
+    if bus.state != OPEN and bus.state != BROKEN:
+        return 0
+    try:
+        bus.doorbell.drain()
+    except BaseException:
+        if bus.state == CLOSED:  # closed under our hands by another thread
+            return 0
+        raise
     if bus.exposed:
         clear_fd(bus.again_fd)
     bus_refresh_kick(bus)
@@ -45,6 +52,8 @@ cdef int bus_wait(Bus bus, Waiter w) except -1:
     if w.stalled and w.deadline == INFINITY and not bus.sleepers and not w.wants & WANTS_BUFFER:
         raise Blocked(f"waiting for ever, while {bus.stall_endpoint!r} is full and stops the bus: read it, or "
                       'create it with overflow="drop"')
+    if bus_lost(bus):
+        return bus_session_check(bus, False)
     if bus.up:
         if w.stalled:
             rpx_rx_mute(&bus.rx)

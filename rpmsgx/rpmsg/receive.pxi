@@ -1,11 +1,11 @@
 # From the ring to an endpoint.
 
 
-cdef int bus_step(Bus bus, Endpoint want, rpx_msg *msg) except -1:
+cdef inline int bus_step(Bus bus, Endpoint want, rpx_msg *msg) except -1:
     """One message off the ring.
 
-    MINE: it is for `want` and in *msg; the caller takes it and calls done(). OTHER: it was queued, handled or
-    dropped. EMPTY: there was none. STALLED: the endpoint it is for is full.
+    MINE: it is for `want` and in *msg; the caller, who knows that its queue is empty, takes it and calls bus_done().
+    OTHER: it was queued, handled or dropped. EMPTY: there was none. STALLED: the endpoint it is for is full.
     """
     cdef int rc
     if not bus.up:
@@ -13,14 +13,18 @@ cdef int bus_step(Bus bus, Endpoint want, rpx_msg *msg) except -1:
     if bus.stall_endpoint is not None and not bus_unstall(bus):
         return STALLED
     rc = rpx_rx_next(&bus.rx, msg)
+    if rc == RPX_RX_MESSAGE and want is not None and msg.dst == want.src:
+        if want.peer == RPX_ADDR_ANY:
+            want.peer = msg.src
+        return MINE
+    return bus_step_other(bus, rc, msg)
+
+
+cdef int bus_step_other(Bus bus, int rc, rpx_msg *msg) except -1:
     if rc == RPX_RX_MESSAGE:
-        if want is not None and msg.dst == want.src and want.count == 0 and not want.closed:
-            if want.peer == RPX_ADDR_ANY:
-                want.peer = msg.src
-            return MINE
         return bus_route(bus, msg)
     if rc == RPX_RX_EMPTY:
-        if bus.status != NULL and rpx_load8(bus.status) & RPX_STATUS_DRIVER_OK == 0:
+        if (bus.status != NULL and rpx_load8(bus.status) & RPX_STATUS_DRIVER_OK == 0) or bus_lost(bus):
             bus_session_check(bus, True)
         return EMPTY
     if rc < 0:
@@ -42,6 +46,7 @@ cdef int bus_route(Bus bus, rpx_msg *msg) except -1:
         if msg.len == 40:
             rpx_copy_from(bus.ns_message, msg.data, 40, <rpx_kind>bus.rx.kind)
             bus.ns_src = msg.src
+            bus_check_lost(bus)
             bus_done(bus, msg)
             bus_name_service(bus)
         else:
@@ -66,6 +71,9 @@ cdef int bus_route(Bus bus, rpx_msg *msg) except -1:
         bus_done(bus, msg)
         raise MemoryError()
     rpx_copy_from(PyBytes_AS_STRING(<object>data), msg.data, msg.len, <rpx_kind>bus.rx.kind)
+    if bus_lost(bus):
+        Py_DECREF(<object>data)
+        bus_check_lost(bus)
     if ept.count >= ept.limit:
         bus.stall_endpoint = ept
         bus.stall_data = <bytes>data

@@ -11,14 +11,21 @@ cdef int bus_refresh_kick(Bus bus) except -1:
 
 cdef int bus_session_check(Bus bus, bint kick) except -1:
     """End the session if the peer ended it; begin one if the peer is ready for it."""
-    if bus.state != OPEN and bus.state != BROKEN:
+    if bus.checking or (bus.state != OPEN and bus.state != BROKEN):
         return 0
-    if (bus.up or bus.state == BROKEN) and not bus.link.alive():
-        bus_session_over(bus)
-    if not bus.up and bus.state == OPEN:
-        session = bus.link.session()
-        if session is not None:
-            bus_session_start(bus, session, kick)
+    bus.checking = True
+    try:
+        if (bus.up or bus.state == BROKEN) and not bus.link.alive():
+            bus_session_over(bus)
+        if not bus.up and bus.state == OPEN:
+            session = bus.link.session()
+            if session is not None and bus.state == OPEN:
+                bus_session_start(bus, session, kick)
+    except BaseException:
+        if bus.state != CLOSED:  # closed under our hands by another thread
+            raise
+    finally:
+        bus.checking = False
     return 0
 
 
@@ -67,6 +74,7 @@ cdef int bus_session_rings(Bus bus, session) except -1:
     memset(&bus.tx, 0, sizeof(bus.tx))
     bus.rx.swap = bus.tx.swap = swap
     bus.rx.kind = bus.tx.kind = kind
+    bus.lost = NULL if session.lost is None else bus_locate(bus, session.lost[0], session.lost[1], 1)
     free(bus.arena)
     bus.arena = NULL
     if bus.link.role == "driver":
@@ -105,7 +113,7 @@ cdef int bus_session_driver(Bus bus, session, rpx_ring *rx, rpx_ring *tx) except
     rpx_rx_post(&bus.rx)
     rpx_rx_publish(&bus.rx)
     bus.status = NULL
-    bus.mtu_seen = bus.tx.pool.size - RPX_HDR
+    bus.tx.room = min(bus.tx.pool.size - RPX_HDR, 0xffff)
     return 0
 
 
@@ -140,7 +148,6 @@ cdef int bus_session_device(Bus bus, session, rpx_ring *rx, rpx_ring *tx) except
         rpx_dev_mute(&bus.dev_rx)
     bus.first_avail = rpx_idx_diff(rpx_ring_avail_idx(tx), bus.dev_tx.used_idx)
     bus.status = NULL if session.status is None else bus_locate(bus, session.status[0], session.status[1], 1)
-    bus.mtu_seen = 0
     return 0
 
 
@@ -162,8 +169,8 @@ cdef int bus_session_over(Bus bus) except -1:
     cdef Channel channel
     cdef Endpoint ept
     bus_session_drop(bus)
-    if bus.state == BROKEN:
-        bus.state = OPEN
+    if bus.state == OPEN or bus.state == BROKEN:
+        bus.state = DEAD if bus.link.ended else OPEN
     bus.epoch += 1
     for channel in list(bus.channel_list):
         bus_channel_remove(bus, channel)
@@ -178,16 +185,33 @@ cdef int bus_session_drop(Bus bus) except -1:
     # The memory stays exported as long as somebody else holds the list: a loan, or a thread that spins.
     bus.up = False
     bus.status = NULL
+    bus.lost = NULL
     bus.views = []
     bus.session = None
     bus.announce = []
     return 0
 
 
+cdef inline bint bus_lost(Bus bus) noexcept:
+    return bus.lost != NULL and rpx_load8(bus.lost) != 0
+
+
+cdef int bus_check_lost(Bus bus) except -1:
+    """After a copy out of the link's memory, and after a publish: raise if what was touched was not there any more."""
+    if bus_lost(bus):
+        bus_session_check(bus, False)
+        raise ChannelRemoved(f"the link went away: {bus.link.gone}")
+    return 0
+
+
 cdef int bus_peer_broke(Bus bus, int error) except -1:
     """A ring call returned `error`. Raises PeerError, unless it was a reset seen half way."""
+    cdef uint64_t epoch = bus.epoch
     if not bus.link.alive():
-        bus_session_over(bus)
+        if bus.epoch == epoch:
+            bus_session_over(bus)
+        return 0
+    if bus.epoch != epoch or bus.state != OPEN:
         return 0
     bus.state = BROKEN
     bus.broken_text = rpx_error_text(error).decode()

@@ -5,48 +5,46 @@ cdef uint32_t bus_current_mtu(Bus bus) except? 0xffffffff:
     """The room in the next buffer; a device reads it off the buffer that the driver posted."""
     cdef rpx_txbuf buf
     cdef int rc
-    if bus.up and bus.tx.dev != NULL and bus.mtu_seen == 0:
+    if bus.up and bus.tx.room == 0:
         rc = rpx_tx_get(&bus.tx, &buf)
         if rc < 0:
             bus_peer_broke(bus, rc)
         elif rc == RPX_TX_BUFFER:
-            bus.mtu_seen = buf.cap
             rpx_tx_unget(&bus.tx, &buf)
-    return bus.mtu_seen
+    return bus.tx.room
 
 
-cdef int bus_transmit(Bus bus, uint32_t src, uint32_t dst, const uint8_t *data, Py_ssize_t size) except -1:
+cdef inline int bus_transmit(Bus bus, uint32_t src, uint32_t dst, const uint8_t *data, Py_ssize_t size) except -1:
     """Stage one message. 1: staged, flush_tx() sends it. 0: no buffer, or no link, now. Raises MessageSize."""
-    cdef rpx_txbuf buf
     cdef int rc
-    if not bus.up:
-        return 0
-    if bus.status != NULL and rpx_load8(bus.status) & RPX_STATUS_DRIVER_OK == 0:
-        bus_session_check(bus, True)
-        return 0
-    rc = rpx_tx_get(&bus.tx, &buf)
+    if not bus.up or (bus.status != NULL and rpx_load8(bus.status) & RPX_STATUS_DRIVER_OK == 0):
+        return bus_transmit_down(bus)
+    rc = rpx_tx_send(&bus.tx, src, dst, data, <size_t>size)
     if rc == RPX_TX_BUFFER:
-        bus.mtu_seen = buf.cap
-        if size > <Py_ssize_t>buf.cap:
-            rpx_tx_unget(&bus.tx, &buf)
-            raise MessageSize(f"a message of {size} bytes; this link carries at most {buf.cap}")
-        rpx_copy_to(buf.data, data, <size_t>size, <rpx_kind>bus.tx.kind)
-        rc = rpx_tx_put(&bus.tx, &buf, src, dst, <uint32_t>size)
-        if rc == 0:
-            return 1
+        return 1
+    return bus_transmit_failed(bus, rc, size)
+
+
+cdef int bus_transmit_down(Bus bus) except -1:
+    if bus.up:
+        bus_session_check(bus, True)
+    return 0
+
+
+cdef int bus_transmit_failed(Bus bus, int rc, Py_ssize_t size) except -1:
     if rc < 0:
         bus_peer_broke(bus, rc)
         return 0
     bus_flush_tx(bus)  # buffers too short to use may have been given back
-    if bus.mtu_seen and size > <Py_ssize_t>bus.mtu_seen:
-        raise MessageSize(f"a message of {size} bytes; this link carries at most {bus.mtu_seen}")
+    if rc == RPX_TX_LONG or (bus.tx.room and size > <Py_ssize_t>bus.tx.room):
+        raise MessageSize(f"a message of {size} bytes; this link carries at most {bus.tx.room}")
     return 0
 
 
 cdef inline int bus_flush_tx(Bus bus) except -1:
     if bus.up and rpx_tx_publish(&bus.tx):
         bus_kick(bus, bus.tx_notifyid)
-    return 0
+    return bus_check_lost(bus)
 
 
 cdef int bus_flush_announce(Bus bus) except -1:

@@ -1,6 +1,7 @@
 # A thread that waits. The first becomes the pump: it blocks on the doorbell, drains the ring into the endpoints'
 # queues and wakes the others, which sleep on a lock of their own. The part is handed on when the pump is done.
 
+@cython.final
 cdef class Waiter:
 
     def __cinit__(self) -> None:
