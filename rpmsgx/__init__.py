@@ -23,6 +23,13 @@ from rpmsgx.errors import (
     Timeout,
 )
 
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from rpmsgx import aio
+    from rpmsgx.remoteproc.remoteproc import Remoteproc
+    from rpmsgx.rpmsg.bus import Bus, Channel, Claim, Endpoint, Hold
+    from rpmsgx.rpmsg.open import open
+
 __version__ = "0.1.0"
 
 ANY = 0xFFFFFFFF  # the address that stands for "none yet"
@@ -74,15 +81,17 @@ def get_include() -> str:
     return spec.submodule_search_locations[0]
 
 
-def __getattr__(name: str) -> object:
-    module = _LAZY.get(name)
-    if module is None:
-        raise AttributeError(f"module 'rpmsgx' has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # a checker sees the names above, and that there are no others
 
-    value = import_module(f"rpmsgx.{name}") if not module else getattr(import_module(module), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        module = _LAZY.get(name)
+        if module is None:
+            raise AttributeError(f"module 'rpmsgx' has no attribute {name!r}")
+        from importlib import import_module
+
+        value = import_module(f"rpmsgx.{name}") if not module else getattr(import_module(module), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

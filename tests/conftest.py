@@ -16,6 +16,7 @@ MARKS = {
     "rule(*ids)": "rules of docs/conformance.md that the test proves",
     "hostile": "the other end, or a file, is out to break us",
     "mutation": "a fault is put into our own code, and a test must find it",
+    "slow": "minutes; runs with RPMSGX_SLOW=1",
     "lesson(name)": "a failure seen in the field that must not come back",
 }
 

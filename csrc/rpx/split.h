@@ -127,6 +127,7 @@ static inline uint16_t rpx_ring_used_idx(const struct rpx_ring *r)
 /* ------------------------------------------------------------------------------------------------- driver ---- */
 
 struct rpx_drv_slot {
+	uint64_t seq;    /* number of the chain that starts here, counted since rpx_drv_init */
 	uint32_t limit;  /* the most that used.len may say for the chain that starts here */
 	uint32_t cookie; /* the caller's, given back by rpx_drv_get */
 	uint16_t count;  /* descriptors in the chain that starts here; 0 while it is not a head in flight */
@@ -137,6 +138,9 @@ struct rpx_drv {
 	struct rpx_ring ring;
 	struct rpx_drv_slot *slots; /* [num] */
 	int broken;                 /* 0, or the error that broke the queue */
+	uint64_t seq;               /* chains added; 64 bits, so that a chain the device keeps for ever stays old */
+	uint64_t seq_pub;           /* of them published */
+	uint64_t seq_seen;          /* of them published when used.idx was last read: only these can be used by then */
 	uint16_t avail_idx;         /* next entry to fill; those behind avail_pub are not published yet */
 	uint16_t avail_pub;
 	uint16_t last_used;
@@ -170,6 +174,7 @@ static inline void rpx_drv_init(struct rpx_drv *q, const struct rpx_ring *ring, 
 	RPX_MEMCPY(&q->ring, ring, sizeof q->ring); /* an assignment may become a call of memcpy */
 	q->slots = slots;
 	q->broken = 0;
+	q->seq = q->seq_pub = q->seq_seen = 0;
 	q->avail_idx = q->avail_pub = q->last_used = q->used_seen = 0;
 	q->free_head = 0;
 	q->num_free = ring->num;
@@ -194,6 +199,7 @@ static inline void rpx_drv_put_desc(const struct rpx_ring *r, uint32_t i, uint64
 static inline void rpx_drv_stage(struct rpx_drv *q, uint16_t head)
 {
 	rpx_put16(rpx_ring_avail_entry(&q->ring, q->avail_idx), head, q->ring.swap);
+	q->slots[head].seq = q->seq++;
 	q->avail_idx++;
 	q->in_flight++;
 }
@@ -309,6 +315,7 @@ RPX_HOT bool rpx_drv_publish(struct rpx_drv *q)
 	/* 2.7.13.3.1-1: descriptors and ring entries before the index. */
 	rpx_put16_release(rpx_ring_w16(r->avail, RPX_RING_IDX), idx, r->swap, (enum rpx_order)r->order);
 	q->avail_pub = idx;
+	q->seq_pub = q->seq;
 	/* 2.7.13.4.1-1: the index before what the device says about notifications. */
 	rpx_fence_full((enum rpx_order)r->order);
 	if (r->event_idx)
@@ -331,6 +338,7 @@ RPX_HOT int rpx_drv_get(struct rpx_drv *q, struct rpx_used *used)
 		if (rpx_unlikely(rpx_idx_diff(idx, q->last_used) > (uint16_t)(q->in_flight - staged)))
 			return rpx_drv_fail(q, RPX_E_USED_IDX);
 		q->used_seen = idx;
+		q->seq_seen = q->seq_pub;
 	}
 	const struct rpx_used_elem *e = rpx_ring_used_entry(r, q->last_used);
 	uint32_t id = rpx_get32(&e->id, r->swap);
@@ -338,7 +346,7 @@ RPX_HOT int rpx_drv_get(struct rpx_drv *q, struct rpx_used *used)
 	if (rpx_unlikely(id >= r->num))
 		return rpx_drv_fail(q, RPX_E_USED_ID);
 	struct rpx_drv_slot *slot = &q->slots[id];
-	if (rpx_unlikely(slot->count == 0))
+	if (rpx_unlikely(slot->count == 0 || slot->seq >= q->seq_seen))
 		return rpx_drv_fail(q, RPX_E_USED_IDLE);
 	if (rpx_unlikely(len > slot->limit))
 		return rpx_drv_fail(q, RPX_E_USED_LEN);

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
+from .text import block, printable
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
             print(
                 json.dumps({"file": args.file, "ok": False, "error": reason, "problems": [reason]}, indent=2)
             )
-        print(f"rpmsgx info: {_printable(reason)}", file=sys.stderr)
+        print(f"rpmsgx info: {printable(reason)}", file=sys.stderr)
         return 1
     print(json.dumps(_as_json(args.file, image), indent=2) if args.json else _as_text(image))
     return 0
@@ -86,7 +88,7 @@ def _as_text(image: Image) -> str:
         f"  sha256    {image.sha256}",
         f"  entry     {image.entry:#x}",
     ]
-    lines += _block(
+    lines += block(
         "Segments",
         ("da", "memory", "file", "flags", "vaddr"),
         [
@@ -94,7 +96,7 @@ def _as_text(image: Image) -> str:
             for s in image.segments
         ],
     )
-    lines += _block(
+    lines += block(
         "Memory needed",
         ("from", "to", "bytes"),
         [(f"{da:#010x}", f"{da + size:#010x}", str(size)) for da, size in image.memory],
@@ -112,7 +114,7 @@ def _as_text(image: Image) -> str:
             lines += _entry_as_text(entry)
     lines += ["", "Problems: none" if not image.warnings else "Problems:"]
     lines += [f"  {text}" for text in image.warnings]
-    return _printable("\n".join(lines))
+    return printable("\n".join(lines))
 
 
 def _entry_as_text(entry: Entry) -> list[str]:
@@ -143,16 +145,6 @@ def _entry_as_text(entry: Entry) -> list[str]:
     return [f"{at}{text}  {entry.name!r}"]
 
 
-def _block(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    if not rows:
-        return ["", f"{title}: none"]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    table = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)
-    ]
-    return ["", title, *(f"  {line}" for line in table)]
-
-
 def _flags(flags: int) -> str:
     return "".join(letter if flags & bit else "-" for letter, bit in (("r", 4), ("w", 2), ("x", 1)))
 
@@ -164,8 +156,3 @@ def _word(value: int) -> str:
 
 def _count(entries: tuple[Entry, ...]) -> str:
     return f"{len(entries)} entr{'y' if len(entries) == 1 else 'ies'}"
-
-
-def _printable(text: str) -> str:
-    """`text` without what would drive the terminal: file and entry names are somebody else's."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

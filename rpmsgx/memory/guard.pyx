@@ -42,6 +42,7 @@ cdef extern from *:
     static struct sigaction guard_previous;
     static uintptr_t guard_page;
     static unsigned guard_users;
+    static bool guard_installed;
 
     static void guard_handler(int sig, siginfo_t *info, void *context)
     {
@@ -88,20 +89,16 @@ cdef extern from *:
             errno = EMFILE;
             return -1;
         }
-        if (guard_users == 0) {
+        /* Left installed if somebody came on top of it: whether they still go on to ours cannot be known. */
+        if (!guard_installed) {
             struct sigaction action = { 0 };
             guard_page = (uintptr_t)sysconf(_SC_PAGESIZE);
             action.sa_sigaction = guard_handler;
             action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
             sigemptyset(&action.sa_mask);
-            if (sigaction(SIGBUS, NULL, &guard_previous) < 0)
+            if (sigaction(SIGBUS, &action, &guard_previous) < 0)
                 return -1;
-            if ((guard_previous.sa_flags & SA_SIGINFO) && guard_previous.sa_sigaction == guard_handler) {
-                guard_previous.sa_flags = 0; /* put back by one who came in between: nothing is known below it */
-                guard_previous.sa_handler = SIG_DFL;
-            } else if (sigaction(SIGBUS, &action, NULL) < 0) {
-                return -1;
-            }
+            guard_installed = true;
         }
         guard_users++;
         guards[slot].size = size;
@@ -116,9 +113,8 @@ cdef extern from *:
         atomic_store_explicit(&guards[slot].start, 0, memory_order_release);
         if (--guard_users > 0)
             return;
-        /* Only if nobody else came on top, who then goes on to ours. */
         if (sigaction(SIGBUS, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) && now.sa_sigaction == guard_handler)
-            sigaction(SIGBUS, &guard_previous, NULL);
+            guard_installed = sigaction(SIGBUS, &guard_previous, NULL) < 0;
     }
 
     static uint8_t *guard_flag(int slot)
@@ -138,12 +134,13 @@ cdef class GuardedMemory:
     that cannot be written.
     """
     cdef Py_buffer buf
+    cdef bint held
     cdef int slot
-    cdef object __weakref__
 
     def __cinit__(self, map) -> None:
         self.slot = -1
         PyObject_GetBuffer(map, &self.buf, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        self.held = True
         self.slot = guard_register(self.buf.buf, <size_t>self.buf.len)
         if self.slot < 0:
             raise OSError(errno, os.strerror(errno))
@@ -151,7 +148,7 @@ cdef class GuardedMemory:
     def __dealloc__(self) -> None:
         if self.slot >= 0:
             guard_unregister(self.slot)
-        if self.buf.obj != NULL:
+        if self.held:
             PyBuffer_Release(&self.buf)
 
     def __reduce__(self):

@@ -207,6 +207,29 @@ class Region:
             raise Closed(f"region {self.name!r} is closed")
         return view
 
+    def guard(self) -> None:
+        """From now on, a file that is truncated under the map sets `lost` instead of ending the process.
+
+        Does nothing to a sealed region. Take no views before. Installs a handler for SIGBUS while there are such
+        regions or views of them: see rpmsgx.memory.guard. Raises OSError (EMFILE) for the 65th at a time.
+        """
+        if self.sealed or self._buffer is None:
+            return
+        from .guard import GuardedMemory
+
+        buffer = GuardedMemory(self._buffer)
+        self._buffer, self._view = buffer, memoryview(buffer).cast("B")
+
+    @property
+    def lost(self) -> bool:
+        """Whether a part of a guarded region was found missing: what is read from it means nothing any more."""
+        return bool(getattr(self._buffer, "lost", False))
+
+    @property
+    def lost_flag(self) -> Buffer | None:
+        """`lost` as a buffer of one byte; None where it cannot happen."""
+        return getattr(self._buffer, "flag", None)
+
     @property
     def closed(self) -> bool:
         return self._buffer is None

@@ -18,7 +18,7 @@ class Watch:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
-        fd = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        fd: int = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         if fd < 0:
             raise _error(directory)
         if libc.inotify_add_watch(fd, os.fsencode(directory), IN_ATTRIB | IN_MOVED_TO | IN_CREATE | IN_ONLYDIR) < 0:
@@ -31,10 +31,9 @@ class Watch:
         return self._fd
 
     def drain(self) -> None:
-        """Forget what was seen."""
+        """Forget what was seen, or a large piece of it."""
         try:
-            while os.read(self._fd, 65536):
-                pass
+            os.read(self._fd, 65536)
         except BlockingIOError:
             pass
 

@@ -32,6 +32,7 @@ cdef struct Drops:
     uint64_t ns_duplicate
     uint64_t ns_unknown
     uint64_t ns_overflow
+    uint64_t ns_too_long
 
 
 @cython.final

@@ -45,7 +45,7 @@ import os
 import weakref
 
 from rpmsgx.errors import (
-    Blocked, ChannelRemoved, Closed, MessageSize, MessagesLost, NoPeer, PeerError, ResourceError, StateError, Timeout
+    Blocked, ChannelRemoved, Closed, Error, MessageSize, MessagesLost, NoPeer, PeerError, ResourceError, StateError, Timeout
 )
 
 cdef extern from "Python.h":
@@ -176,6 +176,7 @@ def _after_fork() -> None:
     for bus in list(buses):
         if bus.state != CLOSED:
             bus.state = FORKED
+            bus.up = False
             bus.pump = None
             bus.sleepers = []
             bus.link.close_descriptors()  # the peer shall see the parent go, whatever becomes of the child
@@ -526,6 +527,7 @@ cdef class Bus:
         view of it dies.
         """
         cdef Endpoint ept
+        cdef Channel channel
         cdef double limit = seconds(linger)
         if self.state == CLOSED:
             return
@@ -535,7 +537,7 @@ cdef class Bus:
                 for ept in list(self.endpoints.values()):
                     self.remove_endpoint(ept)
                 bus_flush_announce(self)
-        except (PeerError, ChannelRemoved):
+        except Error:  # the peer's doing
             pass
         finally:
             forked = self.state == FORKED
@@ -549,6 +551,12 @@ cdef class Bus:
                 bus_wake_all(self)
                 self.link.close()
             self.endpoints.clear()
+            for channel in self.channel_list:
+                channel.removed = True
+            self.channel_list.clear()  # they refer to this bus: without them it goes with its last user
+            self.events.clear()
+            self.ready.clear()
+            self.stall_endpoint = self.stall_data = None
 
     @property
     def role(self) -> str:
@@ -558,7 +566,7 @@ cdef class Bus:
     @property
     def is_up(self) -> bool:
         """Whether the link is up: the driver has set DRIVER_OK and neither end has gone since."""
-        if self.state == OPEN:
+        if self.state == OPEN or self.state == BROKEN:
             bus_service(self)
         return self.up and self.state == OPEN
 
@@ -583,6 +591,7 @@ cdef class Bus:
             "ns_duplicate": self.drops.ns_duplicate,
             "ns_unknown": self.drops.ns_unknown,
             "ns_overflow": self.drops.ns_overflow,
+            "ns_too_long": self.drops.ns_too_long,
         }
 
 

@@ -108,6 +108,8 @@ cdef class Endpoint:
             raise Closed("the endpoint is closed")
         if self.callback is not None:
             raise StateError("this endpoint has a callback: its messages go there, from poll()")
+        if self.bus.state == FORKED:
+            self.bus.check()
         if self.lost and self.count == 0:
             self.report_lost()
         return 0
@@ -358,12 +360,12 @@ cdef class Endpoint:
                 bus_pull(bus)
                 if w is None:
                     w = Waiter.start(bus, self, WANTS_BUFFER, limit)
-                elif w.epoch != bus.epoch:
-                    raise ChannelRemoved(f"the link went away: {bus.link.gone}")
                 elif w.expired:
                     raise Timeout(f"the peer gave no buffer back within {limit:g} s{bus_stall_note(bus, w)}"
                                   if bus.up else f"the link did not come up within {limit:g} s")
                 bus_wait(bus, w)
+                if not self.closed:
+                    bus_check_waiter(bus, w)  # before the next try: `dst` was the old peer's
         finally:
             if w is not None:
                 bus_leave(bus, w)
@@ -483,14 +485,12 @@ cdef class Endpoint:
                 bus_pull(bus)
                 if w is None:
                     w = Waiter.start(bus, self, WANTS_BUFFER, limit)
-                elif w.epoch != bus.epoch:
-                    raise ChannelRemoved(f"the link went away: {bus.link.gone}")
                 elif w.expired:
                     return sent
                 bus_wait(bus, w)
                 if self.closed:
                     raise Closed("the endpoint is closed")
-                bus.check()
+                bus_check_waiter(bus, w)
         except BaseException as error:
             if staged > sent and bus.state == OPEN:
                 bus_flush_tx(bus)

@@ -51,11 +51,11 @@ cdef class Claim:
                 bus_pull(bus)
                 if w is None:
                     w = Waiter.start(bus, ept, WANTS_BUFFER, timeout)
-                elif w.epoch != bus.epoch:
-                    raise ChannelRemoved(f"the link went away: {bus.link.gone}")
                 elif w.expired:
                     raise Timeout(f"the peer gave no buffer back within {timeout:g} s{bus_stall_note(bus, w)}")
                 bus_wait(bus, w)
+                if not ept.closed:
+                    bus_check_waiter(bus, w)
         finally:
             if w is not None:
                 bus_leave(bus, w)

@@ -47,7 +47,7 @@ cdef int bus_wait(Bus bus, Waiter w) except -1:
         bus.pump = w
     if bus.pump is not w:
         if w.wants & WANTS_BUFFER and bus.up and rpx_tx_unmute(&bus.tx):
-            return 0
+            return bus_yield(bus)
         return bus_sleep(bus, w)
     if w.stalled and w.deadline == INFINITY and not bus.sleepers and not w.wants & WANTS_BUFFER:
         raise Blocked(f"waiting for ever, while {bus.stall_endpoint!r} is full and stops the bus: read it, or "
@@ -58,13 +58,21 @@ cdef int bus_wait(Bus bus, Waiter w) except -1:
         if w.stalled:
             rpx_rx_mute(&bus.rx)
         elif rpx_rx_unmute(&bus.rx):
-            return 0
+            return bus_yield(bus)
         if (bus.tx_waiters or bus.announce) and rpx_tx_unmute(&bus.tx):
             # Threads that sleep for a buffer are woken; this one goes on only if it is one of them itself.
             if w.wants & WANTS_BUFFER:
-                return 0
+                return bus_yield(bus)
             bus_wake_wanting(bus, WANTS_BUFFER)
     return bus_block(bus, w)
+
+
+cdef int bus_yield(Bus bus) except -1:
+    """There is something: look again at once. A peer that never stops keeps neither the interpreter nor Ctrl-C."""
+    with nogil:
+        pass
+    PyErr_CheckSignals()
+    return 0
 
 
 cdef int bus_block(Bus bus, Waiter w) except -1:

@@ -172,6 +172,7 @@ cdef int bus_name_service(Bus bus) except -1:
 cdef int bus_channel_remove(Bus bus, Channel channel) except -1:
     """A channel goes: its endpoint, if it was opened on it, with it; addresses learned from it are forgotten."""
     cdef Endpoint ept
+    cdef Py_ssize_t i
     bus.channel_list.remove(channel)
     channel.removed = True
     for ept in bus.endpoints.values():
@@ -182,7 +183,12 @@ cdef int bus_channel_remove(Bus bus, Channel channel) except -1:
         ept.removed = True
         bus_wake_endpoint(bus, ept)
         signal_fd(ept.event_fd)
-    PyList_Append(bus.events, (False, channel))
-    signal_fd(bus.pend_fd)
+    for i in range(<Py_ssize_t>len(bus.events) - 1, -1, -1):
+        if bus.events[i][1] is channel:  # nobody was told of it: nobody is told that it went
+            del bus.events[i]
+            break
+    else:
+        PyList_Append(bus.events, (False, channel))
+        signal_fd(bus.pend_fd)
     bus_wake_wanting(bus, WANTS_EVENT | WANTS_BUFFER)
     return 0

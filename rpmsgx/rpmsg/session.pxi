@@ -9,13 +9,23 @@ cdef int bus_refresh_kick(Bus bus) except -1:
     return 0
 
 
+cdef bint bus_alive(Bus bus) except -1:
+    """Whether the session that is there still holds.
+
+    A driver that has set up the rings again before anybody looked shows by used.idx, which only a device writes.
+    """
+    return bus.link.alive() and (bus.rx.dev == NULL or
+                                 rpx_ring_used_idx(&bus.dev_rx.ring) == bus.dev_rx.used_pub and
+                                 rpx_ring_used_idx(&bus.dev_tx.ring) == bus.dev_tx.used_pub)
+
+
 cdef int bus_session_check(Bus bus, bint kick) except -1:
     """End the session if the peer ended it; begin one if the peer is ready for it."""
     if bus.checking or (bus.state != OPEN and bus.state != BROKEN):
         return 0
     bus.checking = True
     try:
-        if (bus.up or bus.state == BROKEN) and not bus.link.alive():
+        if (bus.up or bus.state == BROKEN) and not bus_alive(bus):
             bus_session_over(bus)
         if not bus.up and bus.state == OPEN:
             session = bus.link.session()
@@ -207,7 +217,7 @@ cdef int bus_check_lost(Bus bus) except -1:
 cdef int bus_peer_broke(Bus bus, int error) except -1:
     """A ring call returned `error`. Raises PeerError, unless it was a reset seen half way."""
     cdef uint64_t epoch = bus.epoch
-    if not bus.link.alive():
+    if not bus_alive(bus):
         if bus.epoch == epoch:
             bus_session_over(bus)
         return 0

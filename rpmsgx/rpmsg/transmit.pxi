@@ -59,9 +59,12 @@ cdef int bus_flush_announce(Bus bus) except -1:
     while bus.announce:
         name, address, destroy = bus.announce[0]
         rpx_ns_encode(&ns, encode_name(name), address, destroy, bus.tx.swap)
-        if not bus_transmit(bus, address, RPX_ADDR_NS, <const uint8_t *>&ns, sizeof(ns)):
-            break
-        sent = True
+        try:
+            if not bus_transmit(bus, address, RPX_ADDR_NS, <const uint8_t *>&ns, sizeof(ns)):
+                break
+            sent = True
+        except MessageSize:  # this driver's buffers cannot hold it
+            bus.drops.ns_too_long += 1
         if bus.announce:
             bus.announce.pop(0)
     if sent:

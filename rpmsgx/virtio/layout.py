@@ -33,8 +33,13 @@ class Layout(NamedTuple):
     indirect: bool = False
     name_service: bool = True
 
-    table_size = 88
-    vdev_offset = 0x14
+    @property
+    def table_size(self) -> int:
+        return 88
+
+    @property
+    def vdev_offset(self) -> int:
+        return 0x14
 
     @property
     def vring_da(self) -> tuple[int, int]:
@@ -43,7 +48,7 @@ class Layout(NamedTuple):
 
     @property
     def buffers(self) -> Buffers:
-        return Buffers(max(0x10000, self.vring_da[1] + _up(vring_size(self.num, ALIGN))), self.num, BUFFER_SIZE)
+        return buffers_behind(self.vring_da[1] + vring_size(self.num, ALIGN), self.num)
 
     @property
     def size(self) -> int:
@@ -53,6 +58,11 @@ class Layout(NamedTuple):
         """The resource table; with the defaults, byte for byte what OpenAMP's server writes."""
         features = F_NS * self.name_service | F_INDIRECT_DESC * self.indirect | F_EVENT_IDX * self.event_idx
         return build_vdev_table(num=self.num, align=ALIGN, vring_da=self.vring_da, dfeatures=features)
+
+
+def buffers_behind(end: int, count: int) -> Buffers:
+    """The driver's buffers, `count` for each direction, behind rings that end at `end`."""
+    return Buffers(max(0x10000, _up(end)), count, BUFFER_SIZE)
 
 
 def check_num(num: int) -> int:

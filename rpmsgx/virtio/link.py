@@ -49,7 +49,7 @@ class Pool(NamedTuple):
     offset: int
     addr: int
     size: int
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 class Session(NamedTuple):
@@ -66,6 +66,7 @@ class Session(NamedTuple):
     event_idx: bool = False
     indirect: bool = False
     version_1: bool = False
+    lost: tuple[object, int] | None = None  # a byte that is not 0 once the memory has gone: (buffer, offset)
     kind: str = "cached"
     adopt_used: bool = False  # device: the driver may have filled the used ring before DRIVER_OK
     whole_used_len: bool = False  # device: return descriptors' lengths as used.len
@@ -79,6 +80,7 @@ class Link:
     doorbell: Doorbell
     in_process = False  # the peer lives in this process: spinning would only keep it from running
     gone = "the peer closed it or was reset"  # why alive() became false
+    ended = False  # alive() is false for good: there will be no other session
 
     def session(self) -> Session | None:
         """The next session; None while the peer is not ready for one. A driver resets the device first."""
@@ -108,7 +110,7 @@ class Buffers(NamedTuple):
     """Where a driver's buffers lie: `da` of the rx pool, the tx pool behind it; `count` of `size` bytes each."""
 
     da: int
-    count: int
+    count: int  # type: ignore[assignment]
     size: int = BUFFER_SIZE
 
 
@@ -118,6 +120,9 @@ class VdevLink(Link):
     Addresses of vrings in the table are device addresses of `space`; descriptors carry physical addresses, or device
     addresses where `desc_addr` is "da". `buffers` is for a driver. A device can use all of `space` but the table's
     region up to `table_end` and the rings themselves. Nothing is read back that this end wrote.
+
+    `per_connection`: a session belongs to one connection of the doorbell. The driver sets the rings up anew for each,
+    and a device uses them once it was rung on this one: a DRIVER_OK that it finds may be of the one before.
     """
 
     def __init__(
@@ -133,42 +138,52 @@ class VdevLink(Link):
         desc_addr: Literal["da", "pa"] = "pa",
         table_end: int = 0,
         in_process: bool = False,
-        needs_ring: bool = False,
+        per_connection: bool = False,
     ) -> None:
         self.role = role
         self.url = url
         self.doorbell = doorbell
         self.in_process = in_process
+        self._desc_addr = desc_addr
+        self._per_connection = per_connection
+        self._lost = doorbell.lost
+        self._closed = False
+        self._agreed = b""
+        self._attach(space, region, offset, buffers, table_end)
+
+    def _attach(
+        self, space: AddressSpace, region: Region, offset: int, buffers: Buffers | None, table_end: int
+    ) -> None:
         self._space = space
         self._region = region
         self._offset = offset
         self._vdev = VdevView(region.buffer, offset)
         self._buffers = buffers
-        self._desc_addr = desc_addr
         self._table_end = table_end
-        self._needs_ring = needs_ring
-        self._lost = doorbell.lost
-        self._closed = False
         if self._vdev.num_of_vrings != 2:
             raise ResourceError(f"an rpmsg vdev has 2 vrings, this one {self._vdev.num_of_vrings}")
 
     def session(self) -> Session | None:
-        if self.role == "driver":
-            return self._driver_session()
         doorbell = self.doorbell
-        if not doorbell.connected or (self._needs_ring and not doorbell.rang):
+        lost = doorbell.lost
+        if self._closed or self.ended:
             return None
-        if not self._vdev.status & DRIVER_OK:
-            return None
-        self._lost = doorbell.lost
-        return self._device_session(self._vdev.gfeatures)
+        if self.role == "driver":
+            if self._per_connection and not doorbell.connected:
+                return None
+        else:
+            if not doorbell.connected or (self._per_connection and not doorbell.rang):
+                return None
+            if not self._vdev.status & DRIVER_OK:
+                return None
+        self._lost = lost
+        return self._driver_session() if self.role == "driver" else self._device_session(self._vdev.gfeatures)
 
     def _driver_session(self) -> Session:
         # VIRTIO 3.1.1 as far as a legacy device has it (3.1.2): reset, ACKNOWLEDGE, DRIVER, features; DRIVER_OK is
         # the bus's to write, once its buffers are posted.
         if self._buffers is None:
             raise ResourceError("a driver needs memory for its buffers")
-        self._lost = self.doorbell.lost
         vdev = self._vdev
         vdev.status = 0
         vdev.status = ACKNOWLEDGE
@@ -186,10 +201,12 @@ class VdevLink(Link):
             name_service=bool(features & F_NS),
             event_idx=bool(features & F_EVENT_IDX),
             indirect=bool(features & F_INDIRECT_DESC),
+            lost=self._lost_flag(),
             kind=self._region.kind,
         )
 
     def _device_session(self, features: int) -> Session:
+        self._agreed = self._agreement()
         rings = [self._ring(i) for i in (0, 1)]
         return Session(
             rx=rings[1],
@@ -199,6 +216,7 @@ class VdevLink(Link):
             name_service=bool(features & F_NS),
             event_idx=bool(features & self._vdev.dfeatures & F_EVENT_IDX),
             indirect=bool(features & self._vdev.dfeatures & F_INDIRECT_DESC),
+            lost=self._lost_flag(),
             kind=self._region.kind,
             adopt_used=True,
             whole_used_len=True,
@@ -206,6 +224,10 @@ class VdevLink(Link):
 
     def _status(self) -> tuple[object, int]:
         return self._region.buffer, self._offset + 24
+
+    def _lost_flag(self) -> tuple[object, int] | None:
+        flag = self._region.lost_flag
+        return None if flag is None else (flag, 0)
 
     def _ring(self, index: int) -> Ring:
         vring = self._vdev.vring(index)
@@ -243,12 +265,22 @@ class VdevLink(Link):
                 if low > start:
                     granted.append((region.buffer, start, base + start, low - start))
                 start = max(start, high)
+        granted.sort(key=lambda grant: -grant[3])  # buffers most likely lie in the largest: it is looked at first
         return tuple(granted)
 
+    @property
+    def ended(self) -> bool:  # type: ignore[override]
+        return self._region.lost
+
     def alive(self) -> bool:
-        if self._lost != self.doorbell.lost:
+        if self._closed or self.ended or self._lost != self.doorbell.lost:
             return False
-        return self.role == "driver" or bool(self._vdev.status & DRIVER_OK)
+        return self.role == "driver" or bool(self._vdev.status & DRIVER_OK and self._agreed == self._agreement())
+
+    def _agreement(self) -> bytes:
+        """What the driver chose: the accepted features, and where the rings are."""
+        view, at = self._region.view, self._offset
+        return bytes(view[at + 16 : at + 20]) + bytes(view[at + 28 : at + 68])
 
     def close(self) -> None:
         if self._closed:
@@ -258,3 +290,4 @@ class VdevLink(Link):
             self._vdev.status = 0
             self.doorbell.kick(0)
         self.doorbell.close()
+        del self._vdev  # its view would keep the memory mapped

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from support import require
 
 from rpmsgx.remoteproc.platform import Platform, open_platform
 
-PLATFORMS = {
+PLATFORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "unicorn": ("unicorn", {}),
     "thread": ("native", {}),
     "thread-da": ("native", {"desc_addr": "da"}),

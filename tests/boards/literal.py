@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""An rpmsg driver for tests, written from the specifications with `struct` alone: none of the code under test.
+"""An rpmsg driver for tests, written from the specifications with `struct`: none of the code under test.
 
-Resource table: include/linux/remoteproc.h. Rings: VIRTIO 1.2, 2.7, legacy layout. Messages: struct rpmsg_hdr and
-struct rpmsg_ns_msg of Linux. Little-endian. Buffers of 512 bytes, `num` each way, as Linux lays them out.
+Resource table: include/linux/remoteproc.h. Rings: VIRTIO 1.2, 2.7, legacy layout. Messages: struct rpmsg_hdr
+and struct rpmsg_ns_msg of Linux. Little-endian. Buffers of 512 bytes, `num` each way, as Linux lays them out.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import select
 import struct
 import time
+from typing import TYPE_CHECKING
 
-from rpmsgx.remoteproc.platform import Image, Platform
+if TYPE_CHECKING:
+    from rpmsgx.remoteproc.platform import Image, Platform
 
 NS, EVENT_IDX = 1 << 0, 1 << 29
 HEADER = struct.Struct("<IIIHH")  # src, dst, reserved, len, flags
@@ -32,10 +34,11 @@ def loaded(platform: Platform, firmware: str) -> Image:
 class Driver:
     """Vring 0 at the start of the shared region, then vring 1, then the buffers of vring 0 and of vring 1."""
 
-    def __init__(self, platform: Platform, image: Image, features: int = NS | EVENT_IDX, num: int = 256) -> None:
-        assert image.resource_table is not None and image.resource_table[0] is not None
-        self.platform, self.features, self.num = platform, features, num
+    def __init__(self, platform: Platform, image: Image, features: int = NS | EVENT_IDX) -> None:
+        assert image.resource_table is not None
         da, table = image.resource_table
+        assert da is not None
+        self.platform, self.features, self.num = platform, features, 256
         self.table = platform.space.view(da, len(table))
         ver, entries, _, _, self.vdev, trace = struct.unpack_from("<6I", table)
         assert (ver, entries) == (1, 2)
@@ -44,10 +47,11 @@ class Driver:
         self.trace_da, self.trace_len = struct.unpack_from("<2I", table, trace + 4)
         shared = platform.shared
         self.shm = platform.space.view(shared.da, shared.size)
+        self.words = self.shm.cast("H")  # one access each, where struct's "<H" is two
         self.da = shared.da
         self.address = shared.pa if platform.desc_addr == "pa" else shared.da
 
-    # -- the device ----------------------------------------------------------------------------------------------
+    # -- the device --------------------------------------------------------------------------------
 
     def status(self, value: int) -> None:
         self.table[self.vdev + 24] = value
@@ -65,7 +69,7 @@ class Driver:
         for head in range(self.num):
             self.descriptor(0, head, self.address + self.buffers[0] + head * BUFFER, BUFFER, 2)
             self.put("<H", self.ring[0] + 16 * self.num + 4 + 2 * head, head)
-        self.put("<H", self.avail(0) + 2, self.num)
+        self.avail_idx(0, self.num)
         self.put("<H", self.avail(1), 1)  # no interrupts for buffers that come back
         self.status(1)
         self.status(3)
@@ -80,7 +84,7 @@ class Driver:
     def trace(self) -> str:
         return self.platform.space.read(self.trace_da, self.trace_len).partition(b"\0")[0].decode()
 
-    # -- the rings -----------------------------------------------------------------------------------------------
+    # -- the rings ---------------------------------------------------------------------------------
 
     def put(self, fmt: str, at: int, *values: int) -> None:
         struct.pack_into(fmt, self.shm, at, *values)
@@ -97,7 +101,21 @@ class Driver:
         return self.ring[i] + USED
 
     def used_idx(self, i: int) -> int:
-        return self.get("<H", self.used(i) + 2)
+        return self.words[(self.used(i) + 2) // 2]
+
+    def avail_idx(self, i: int, idx: int) -> None:
+        self.words[(self.avail(i) + 2) // 2] = idx & 0xFFFF
+
+    def kick_wanted(self, i: int, old: int, new: int) -> bool:
+        """Does the device want to hear that the available index went from `old` to `new`?"""
+        self.platform.doorbell.drain()  # a full fence: a system call that locks
+        if not self.features & EVENT_IDX:
+            return self.words[self.used(i) // 2] & 1 == 0
+        event = self.words[(self.used(i) + 4) // 2 + 4 * self.num]  # avail_event
+        return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
+
+    def used_event(self, i: int, idx: int) -> None:
+        self.words[(self.avail(i) + 4) // 2 + self.num] = idx
 
     def descriptor(self, i: int, head: int, address: int, length: int, flags: int) -> None:
         self.put("<QIHH", self.ring[i] + 16 * head, address, length, flags, 0)
@@ -106,10 +124,10 @@ class Driver:
         """Make the descriptor `head` of vring 1 available."""
         self.put("<H", self.avail(1) + 4 + 2 * (self.next % self.num), head)
         self.next = (self.next + 1) & 0xFFFF
-        self.put("<H", self.avail(1) + 2, self.next)
+        self.avail_idx(1, self.next)
 
-    def send(self, dst: int, data: bytes, src: int = 0x400, *, kick: bool = True) -> None:
-        """Buffers go round and round: nobody sends more than `num` messages ahead of the answers here."""
+    def send(self, dst: int, data: bytes, src: int = 0x400, *, kick: bool | None = True) -> bool:
+        """Send in the next buffer, once it is back. `kick` None: if the device wants it. True: kicked."""
         head = self.next % self.num
         deadline = time.monotonic() + TIMEOUT
         while (self.next - self.used_idx(1)) & 0xFFFF >= self.num:
@@ -118,15 +136,17 @@ class Driver:
         self.shm[at : at + 16 + len(data)] = HEADER.pack(src, dst, 0, len(data), 0) + data
         self.descriptor(1, head, self.address + at, 16 + len(data), 0)
         self.offer(head)
+        kick = self.kick_wanted(1, self.next - 1, self.next) if kick is None else kick
         if kick:
             self.kick()
+        return kick
 
     def wait(self, timeout: float = TIMEOUT) -> bool:
         """Wait for vring 0 by the doorbell alone. False: nothing came."""
         deadline = time.monotonic() + timeout
         while True:
-            self.put("<H", self.avail(0) + 4 + 2 * self.num, self.last)  # used_event
-            self.platform.doorbell.drain()  # a full fence as well: a system call that locks
+            self.used_event(0, self.last)
+            self.platform.doorbell.drain()  # a full fence as well
             if self.used_idx(0) != self.last:
                 return True
             left = deadline - time.monotonic()
@@ -145,7 +165,7 @@ class Driver:
         data = bytes(self.shm[at + 16 : at + 16 + size])
         self.put("<H", self.avail(0) + 4 + 2 * ((self.last + self.num) % self.num), head)
         self.last = (self.last + 1) & 0xFFFF
-        self.put("<H", self.avail(0) + 2, (self.last + self.num) & 0xFFFF)
+        self.avail_idx(0, self.last + self.num)
         self.kick(0)
         return src, dst, data
 

@@ -8,12 +8,17 @@ import select
 import struct
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 from literal import BUFFER, EVENT_IDX, NS, RING_BYTES, TIMEOUT, Driver, loaded
 
 import rpmsgx
-from rpmsgx.remoteproc.platform import Platform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rpmsgx.remoteproc.platform import Platform
 
 SAMPLE = {"rpmsg-client-sample": 1024, "rpmsg-raw": 1025}
 
@@ -71,6 +76,59 @@ def test_answers_a_burst_in_order(platform: Platform) -> None:
         assert [driver.recv()[2] for _ in payloads] == payloads
 
 
+@pytest.mark.parametrize("features", [NS | EVENT_IDX, NS])
+def test_kicks_that_are_not_wanted_are_not_needed(platform: Platform, features: int) -> None:
+    """A driver that kicks only when asked to is never forgotten, and is not asked each time."""
+    driver = boot(platform, features=features)
+    driver.announced(2)
+    kicks = 0
+    sizes = [i * 7919 % 13 for i in range(3000)]
+    for size in sizes:
+        for i in range(size):
+            kicks += driver.send(1024, b"%d" % i, kick=None)
+        assert [driver.recv()[2] for _ in range(size)] == [b"%d" % i for i in range(size)]
+    assert 0 < kicks < sum(sizes)
+
+
+def exhaust(driver: Driver) -> int:
+    """Send until the remote has no buffer to answer in, and more; how many were sent."""
+    count = 450
+    for i in range(count):
+        driver.send(1024, b"%d" % i, kick=i % 50 == 49)  # so that the buffers run out within a batch
+    deadline = time.monotonic() + TIMEOUT
+    while driver.used_idx(0) != driver.last + driver.num:
+        assert time.monotonic() < deadline
+    return count
+
+
+def test_waits_for_buffers_and_loses_nothing(platform: Platform) -> None:
+    driver = boot(platform)
+    driver.announced(2)
+    count = exhaust(driver)
+    assert [driver.recv()[2] for _ in range(count)] == [b"%d" % i for i in range(count)]
+
+
+@pytest.mark.parametrize("way", ["stop", "detach", "reset"])
+def test_ends_while_it_waits_for_buffers(platform: Platform, way: str) -> None:
+    driver = boot(platform)
+    driver.announced(2)
+    exhaust(driver)
+    if way == "stop":
+        platform.stop()
+        assert driver.trace().endswith("sample: stopped\n")
+        return
+    driver.status(0)
+    if way == "detach":
+        platform.detach(TIMEOUT)
+    else:
+        driver.kick()
+        driver.until("down: reset by the driver")
+    driver.begin()
+    driver.kick()
+    assert driver.announced(2) == SAMPLE
+    echo(driver, 5)
+
+
 def test_indices_wrap(platform: Platform) -> None:
     driver = boot(platform, features=NS | EVENT_IDX)
     driver.announced(2)
@@ -88,20 +146,25 @@ def test_without_name_service_nothing_is_announced(platform: Platform) -> None:
     assert driver.recv() == (1024, 0x400, b"x")
 
 
-def test_notifications_are_suppressed(platform: Platform) -> None:
-    driver = boot(platform, features=NS)
+@pytest.mark.parametrize("features", [NS | EVENT_IDX, NS])
+def test_rings_only_when_the_driver_wants_it(platform: Platform, features: int) -> None:
+    driver = boot(platform, features=features)
     driver.announced(2)
-    driver.put("<H", driver.avail(0), 1)  # VRING_AVAIL_F_NO_INTERRUPT
-    driver.platform.doorbell.drain()
-    driver.send(1024, b"quiet")
-    deadline = time.monotonic() + TIMEOUT
-    while driver.used_idx(0) == driver.last or driver.used_idx(1) == 0:
-        assert time.monotonic() < deadline
+    driver.used_event(1, 0x8000)
+    driver.used_event(0, driver.last + 5)  # the sixth from here
+    driver.put("<H", driver.avail(0), 0 if features & EVENT_IDX else 1)  # NO_INTERRUPT
+    while rings(platform, 0.01):
+        platform.doorbell.drain()
+    for i in range(1, 6):
+        driver.send(1024, b"%d" % i)
+        deadline = time.monotonic() + TIMEOUT
+        while driver.used_idx(1) != i:  # given back after the answer and its ring, if there was one
+            assert time.monotonic() < deadline
+        assert not rings(platform, 0)
     driver.put("<H", driver.avail(0), 0)
-    driver.send(1024, b"loud")  # its ring comes after whatever the first one caused
-    driver.until("sample: first message")
-    assert driver.recv()[2] == b"quiet"
-    assert driver.recv()[2] == b"loud"
+    driver.send(1024, b"6")
+    assert rings(platform)
+    assert [driver.recv()[2] for _ in range(6)] == [b"%d" % i for i in range(1, 7)]
 
 
 def test_unknown_destinations_and_bad_lengths_are_dropped(platform: Platform) -> None:
@@ -181,8 +244,8 @@ def test_detach_is_acknowledged_and_the_next_driver_is_served(platform: Platform
         echo(driver, 5)
         driver.status(0)
         platform.detach(TIMEOUT)
-        assert driver.trace().endswith("sample: messages in all 5\n")
-        assert "sample: detached" in driver.trace().splitlines()[-3:]
+        assert "sample: messages in all 5\n" in driver.trace()
+        assert driver.trace().endswith("sample: detached\n")
         driver.table[:] = image.resource_table[1]  # as it was before anybody wrote to it
         used = driver.used_idx(0)
         driver.kick()
@@ -241,7 +304,8 @@ def test_close_ends_everything(platform: Platform) -> None:
 
 
 def test_other_firmware_in_the_next_boot(platform: Platform) -> None:
-    for firmware, names in (("sample", SAMPLE), ("flood", {"rpmsg-flood": 1024}), ("crash", {"rpmsg-crash": 1024})):
+    others = {name: {f"rpmsg-{name}": 1024} for name in ("flood", "crash")}
+    for firmware, names in {"sample": SAMPLE, **others}.items():
         driver = boot(platform, firmware)
         assert driver.announced(len(names)) == names
         platform.stop()
@@ -252,7 +316,7 @@ def test_no_firmware_of_that_name(platform: Platform) -> None:
         platform.image("no-such")
 
 
-# -- crashes ---------------------------------------------------------------------------------------------------------
+# -- crashes ---------------------------------------------------------------------------------------
 
 CRASHES = {
     b"u": ("undefined instruction", "killed by signal 4 (SIGILL)"),
@@ -314,7 +378,7 @@ def test_the_four_lies(platform: Platform) -> None:
     assert lie(b"m") == (1, 1, 17, 0xFFFF)
 
 
-# -- hostile drivers -------------------------------------------------------------------------------------------------
+# -- hostile drivers -------------------------------------------------------------------------------
 
 
 def outside(driver: Driver) -> None:
@@ -333,13 +397,13 @@ def into_the_table(driver: Driver) -> None:
 
 
 def jump(driver: Driver) -> None:
-    driver.put("<H", driver.avail(1) + 2, 0x4000)
+    driver.avail_idx(1, 0x4000)
 
 
 def twice(driver: Driver) -> None:
     driver.descriptor(1, 0, driver.address + driver.buffers[1], 16, 0)
     driver.put("<2H", driver.avail(1) + 4, 0, 0)
-    driver.put("<H", driver.avail(1) + 2, 2)
+    driver.avail_idx(1, 2)
 
 
 def no_such_head(driver: Driver) -> None:
@@ -365,7 +429,9 @@ def loop(driver: Driver) -> None:
         (loop, "2.7.5.3.1-3"),
     ],
 )
-def test_a_broken_ring_is_left_alone_until_the_reset(platform: Platform, attack, rule: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_broken_ring_is_left_alone_until_the_reset(
+    platform: Platform, attack: Callable[[Driver], None], rule: str
+) -> None:
     driver = boot(platform)
     driver.announced(2)
     attack(driver)
@@ -376,7 +442,8 @@ def test_a_broken_ring_is_left_alone_until_the_reset(platform: Platform, attack,
     driver.kick()
     driver.kick()
     assert not driver.wait(0.05)
-    driver.put("<H", driver.avail(0) + 4 + 2 * driver.num, struct.unpack_from("<H", before, 0x1000 + 4 + 512)[0])
+    assert driver.trace().count("broken") == 1
+    driver.used_event(0, struct.unpack_from("<H", before, 0x1000 + 4 + 512)[0])
     assert bytes(driver.shm[: 2 * RING_BYTES]) == before
     assert platform.running and driver.table[driver.vdev + 24] == 7  # only the host writes the table
     driver.begin()
@@ -422,7 +489,7 @@ def test_a_bad_table_is_refused_until_it_is_good(platform: Platform, vring: dict
 
 @pytest.mark.hostile
 def test_noise_in_rings_and_table(platform: Platform) -> None:
-    """Whatever is written there, the remote neither crashes nor leaves its memory, and is back after a reset."""
+    """Whatever is written there, the remote does not crash, and is back after a reset."""
     driver = boot(platform)
     driver.announced(2)
     for _ in range(60):
@@ -432,8 +499,6 @@ def test_noise_in_rings_and_table(platform: Platform) -> None:
         if noise[0] < 64:
             driver.table[driver.vdev + 28 : driver.vdev + 68] = os.urandom(40)
         driver.kick()
-        settled = driver.trace()
-        assert settled.endswith("\n")
         assert platform.crash is None
     driver.status(0)
     platform.detach(TIMEOUT)  # it is back from whatever the noise made it do
@@ -443,7 +508,7 @@ def test_noise_in_rings_and_table(platform: Platform) -> None:
     echo(driver, 5)
 
 
-# -- flood -----------------------------------------------------------------------------------------------------------
+# -- flood -----------------------------------------------------------------------------------------
 
 MAGIC = 0x46585052
 
@@ -495,8 +560,9 @@ def test_the_trace_keeps_the_newest(platform: Platform) -> None:
         driver.begin()
         driver.kick()
         driver.announced(2)
-    text = platform.space.read(driver.trace_da, driver.trace_len)
-    assert b"\0" in text
+        assert b"\0" in platform.space.read(driver.trace_da, driver.trace_len)
+    if platform.name == "native":  # nothing lies there
+        assert not any(platform.space.read(driver.trace_da + driver.trace_len, 64))
     lines = driver.trace().splitlines()
     assert driver.trace_len // 2 - 100 < len(driver.trace()) < driver.trace_len
     assert lines[-1] == "sample: up" and all(line.startswith("sample: ") for line in lines)

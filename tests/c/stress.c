@@ -22,6 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#define RPX_ANY_ENDIAN /* run the byte-swapped paths on this machine too */
 #include "rpx.h"
 
 #define STALL_SECONDS 4

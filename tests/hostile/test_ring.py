@@ -172,6 +172,32 @@ def test_used_id_not_outstanding(edge: Any, which: str) -> None:
     driver_is_broken(peers, "2.7.8-idle")
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_used_id_twice_with_its_descriptor_taken_again_in_between(edge: Any, published: bool) -> None:
+    """Both entries stood under one used.idx, so the second cannot mean the chain that came after it."""
+    peers = Peers(edge)
+    first, _ = peers.flying(1, 1)
+    peers.use((first, 0), (first, 0))
+    assert peers.driver.get() == (0, 0)
+    peers.driver.add([(DATA, 4)], cookie=7)
+    if published:
+        peers.driver.publish()
+        assert peers.raw.avail_entry(2) == first
+    with expect("2.7.8-idle"):
+        peers.driver.get()
+    driver_is_broken(peers, "2.7.8-idle")
+
+
+def test_used_id_of_a_chain_that_was_never_shown(edge: Any) -> None:
+    peers = Peers(edge)
+    peers.flying(1)
+    peers.driver.add([(DATA, 4)], cookie=7)
+    peers.use((peers.raw.avail_entry(1), 0))
+    with expect("2.7.8-idle"):
+        peers.driver.get()
+    driver_is_broken(peers, "2.7.8-idle")
+
+
 @pytest.mark.parametrize("length", [5, 16, 0x10004, 0x80000000, 0xFFFFFFFF])
 @pytest.mark.parametrize("writable", [False, True])
 def test_used_len_beyond_the_buffer(edge: Any, length: int, writable: bool) -> None:

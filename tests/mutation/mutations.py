@@ -183,8 +183,8 @@ MUTATIONS = (
     Mutation(
         "driver_without_idle_check",
         SPLIT,
-        "if (rpx_unlikely(slot->count == 0))",
-        "if (false)",
+        "slot->count == 0 || slot->seq >= q->seq_seen",
+        "slot->seq >= q->seq_seen",
         "ring",
         "a chain comes back twice and the free list loops",
     ),

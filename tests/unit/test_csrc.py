@@ -104,7 +104,7 @@ def instantiate() -> str:
     functions = [
         name
         for header in HEADERS
-        for name in re.findall(r"^static inline [^(=;]*?\b(rpx_\w+)\(", (CSRC / header).read_text(), re.M)
+        for name in re.findall(r"^(?:static inline|RPX_HOT) [^(=;]*?\b(rpx_\w+)\(", (CSRC / header).read_text(), re.M)
     ]
     assert len(functions) > 80
     entries = "".join(f"\t(rpx_any){name},\n" for name in functions)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What is special to the emulated Cortex-M4."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+
+import pytest
+from conftest import make
+from literal import TIMEOUT, Driver, loaded
+
+import rpmsgx
+from rpmsgx import firmware
+from rpmsgx.remoteproc.unicorn import UnicornPlatform
+
+EXIT = """
+from rpmsgx.remoteproc.unicorn import UnicornPlatform
+platform = UnicornPlatform()
+image = platform.image("crash")
+image.load(platform.space)
+platform.start(image.entry)
+print("started", flush=True)
+"""
+
+
+@pytest.fixture
+def unicorn():  # type: ignore[no-untyped-def]
+    with make("unicorn") as platform:
+        yield platform
+
+
+def run(platform: UnicornPlatform, code: bytes, at: int = 0x100) -> str | None:
+    """Run `code` at `at`, with the stack at the end of RAM, until it crashes."""
+    platform.space.zero(0, 0x40000)
+    platform.space.write(0, struct.pack("<II", 0x20020000, at | 1))
+    platform.space.write(at, code)
+    platform.start(at | 1)
+    while platform.crash is None and platform.running:
+        pass
+    crash = platform.crash
+    platform.stop()
+    return crash
+
+
+@pytest.mark.parametrize(
+    "code, cause",
+    [
+        ("00de", "undefined instruction"),  # udf #0
+        ("0020 0068 00de", None),  # movs r0,#0; ldr r0,[r0]: program memory can be read
+        ("0020 0060", "write to protected memory (address 0x00000000, 4 bytes)"),  # str r0,[r0]
+        ("4ff00040 0068", "read of unmapped memory (address 0x80000000, 4 bytes)"),
+        ("4ff00050 0047", "execution of"),  # bx to 0x20000000: even address, no code there
+        ("00be", "exception"),  # bkpt
+        ("4ff08040 00f58030 0421 c160", "fault 4"),  # the mailbox's FAULT register
+    ],
+)
+def test_faults_name_cause_and_registers(unicorn: UnicornPlatform, code: str, cause: str | None) -> None:
+    crash = run(unicorn, bytes.fromhex(code))
+    assert crash is not None
+    if cause is None:
+        assert "undefined instruction" in crash and unicorn.registers["r0"] == 0x20020000
+        return
+    assert cause in crash
+    assert f"pc {unicorn.registers['pc']:#010x}" in crash and "sp 0x20020000" in crash
+    assert 0x100 <= unicorn.registers["pc"] < 0x110 or "execution" in cause
+
+
+def test_crash_registers(unicorn: UnicornPlatform) -> None:
+    # movs r0,#1; movs r7,#7; mov r12,r7; udf #0
+    run(unicorn, bytes.fromhex("0120 0727 bc46 00de"))
+    registers = unicorn.registers
+    assert (registers["r0"], registers["r7"], registers["r12"], registers["pc"]) == (1, 7, 7, 0x106)
+    assert set(registers) == {*(f"r{i}" for i in range(13)), "sp", "lr", "pc", "xpsr"}
+
+
+def test_code_is_not_stale_after_a_reload(unicorn: UnicornPlatform) -> None:
+    for n in range(5):
+        run(unicorn, bytes([n, 0x20]) + bytes.fromhex("00de"))  # movs r0,#n; udf
+        assert unicorn.registers["r0"] == n
+
+
+def test_addresses(unicorn: UnicornPlatform) -> None:
+    assert unicorn.cpu == "cortex-m4" and unicorn.machine == 40 and unicorn.desc_addr == "da"
+    assert {region.name: region.da for region in unicorn.space.regions} == {
+        "rom": 0,
+        "ram": 0x20000000,
+        "shm": 0x60000000,
+    }
+    assert all(region.pa != region.da for region in unicorn.space.regions)
+
+
+def test_images_by_short_name_and_by_path(unicorn: UnicornPlatform) -> None:
+    for name in firmware.NAMES:
+        image = unicorn.image(name)
+        assert image.sha256 == unicorn.image(firmware.path(name)).sha256
+        assert image.resource_table is not None and len(image.resource_table[1]) == 140
+    assert unicorn.image(None).name == "sample-cortex-m4.elf"
+
+
+def test_an_image_for_another_machine(unicorn: UnicornPlatform) -> None:
+    with pytest.raises(rpmsgx.FirmwareError, match="x86-64"):
+        unicorn.image(sys.executable)
+
+
+def test_two_cores_at_once(unicorn: UnicornPlatform) -> None:
+    with make("unicorn") as other:
+        drivers = []
+        for platform in (unicorn, other):
+            image = loaded(platform, "sample")
+            driver = Driver(platform, image)
+            driver.begin()
+            platform.start(image.entry)
+            driver.kick()
+            drivers.append(driver)
+        for driver in drivers:
+            driver.announced(2)
+        for i in range(100):
+            for n, driver in enumerate(drivers):
+                driver.send(1024, b"%d %d" % (n, i))
+            for n, driver in enumerate(drivers):
+                assert driver.recv()[2] == b"%d %d" % (n, i)
+
+
+@pytest.mark.lesson("03")
+def test_forgotten_at_exit(unicorn: UnicornPlatform) -> None:
+    done = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=TIMEOUT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
+
+
+@pytest.mark.lesson("03")
+def test_forgotten_in_the_program(unicorn: UnicornPlatform) -> None:
+    platform = make("unicorn")
+    image = loaded(platform, "sample")
+    platform.start(image.entry)
+    assert isinstance(platform, UnicornPlatform) and platform._run is not None
+    thread = platform._run._thread  # type: ignore[attr-defined]
+    del platform, image
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
