@@ -170,6 +170,7 @@ class Wire:
             buffers=Buffers(DA + POOL, NUM, BUFFER) if role == "driver" else None,
             table_end=len(table),
             in_process=True,
+            per_connection=True,
         )
         self.bus = Bus(self.link, **options)
 
@@ -180,6 +181,11 @@ class Wire:
     @status.setter
     def status(self, value: int) -> None:
         self.memory.put(1, STATUS, value)
+
+    def resize(self, num: int, swap: bool = False) -> None:
+        """The driver by hand has other rings from now on: of `num` descriptors, or in each other's place."""
+        self.rings = tuple(RawRing(self.memory, at, num) for at in VRINGS[:: -1 if swap else 1])
+        self.peer.rx, self.peer.tx = self.rings
 
     def ring(self) -> None:
         """The other end rings."""
@@ -272,10 +278,11 @@ class HostileDevice(Peer):
         return message
 
     def reset(self) -> None:
-        """It went away and is there again: the bus sets everything up anew."""
+        """It went away and is there again: the bus looks, and sets everything up anew."""
         self.filled = self.taken = 0
         self.wire.bell.back()
         self.wire.ring()
+        self.wire.bus.is_up  # noqa: B018
 
 
 class HostileDriver(Peer):
@@ -294,22 +301,22 @@ class HostileDriver(Peer):
         self.memory.put(4, VDEV + 16, offered if features is None else features)
         for ring in wire.rings:
             self.memory.bytes[ring.base : ring.end] = bytes(ring.end - ring.base)
-        for i in range(NUM):
+        for i in range(self.rx.num):
             self.rx.set_desc(i, PA + POOL + i * BUFFER, BUFFER, WRITE)
-        self.rx.offer(*range(NUM))
+        self.rx.offer(*range(self.rx.num))
         self.next = self.taken = 0
         wire.status = 7
 
     @property
     def room(self) -> int:
         """Buffers that it could send in."""
-        return NUM - ((self.next - self.tx.used_idx) & 0xFFFF)
+        return self.tx.num - ((self.next - self.tx.used_idx) & 0xFFFF)
 
     def deliver(
         self, payload: bytes = b"", src: int = 50, dst: int = 1024, *, size: int | None = None, **lies: int
     ) -> int:
         assert self.room > 0, "the bus gives nothing back"
-        head = self.next % NUM
+        head = self.next % self.tx.num
         self.next = (self.next + 1) & 0xFFFF
         at = POOL + (NUM + head) * BUFFER
         self.header(at, payload, src, dst, **lies)
@@ -327,8 +334,13 @@ class HostileDriver(Peer):
         return message
 
     def reset(self) -> None:
+        """The status is 0 when the bus looks, and then everything is set up anew."""
+        self.wire.status = 0
+        self.wire.ring()
+        self.wire.bus.is_up  # noqa: B018
         self.begin()
         self.wire.ring()
+        self.wire.bus.is_up  # noqa: B018
 
 
 class Call(threading.Thread):

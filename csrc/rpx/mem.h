@@ -25,7 +25,7 @@ static inline enum rpx_order rpx_kind_order(enum rpx_kind kind)
 	return kind == RPX_KIND_CACHED ? RPX_ORDER_SMP : RPX_ORDER_DEVICE;
 }
 
-/* An interval [addr, addr + len) of the address space that descriptors use, and where it lies here. */
+/* An interval [addr, addr + len) of the address space that descriptors use, which it does not wrap, and where it lies. */
 struct rpx_region {
 	uint8_t *base;
 	uint64_t addr;
@@ -38,13 +38,16 @@ struct rpx_mem {
 	uint32_t count;
 };
 
-/* A pointer to [addr, addr + len), or NULL where no single region with `perm` holds all of it. No sum can overflow. */
+/*
+ * A pointer to [addr, addr + len), or NULL where no single region with `perm` holds all of it. No sum can overflow; an
+ * address below the region makes an offset beyond its end.
+ */
 RPX_HOT uint8_t *rpx_mem_at(const struct rpx_mem *mem, uint64_t addr, uint64_t len, uint32_t perm)
 {
 	for (uint32_t i = 0; i < mem->count; i++) {
 		const struct rpx_region *r = &mem->regions[i];
 		uint64_t offset = addr - r->addr;
-		if (addr >= r->addr && len <= r->len && offset <= r->len - len && (r->perm & perm) == perm)
+		if (offset <= r->len && len <= r->len - offset && (r->perm & perm) == perm)
 			return r->base + offset;
 	}
 	return NULL;

@@ -26,6 +26,7 @@ struct rpx_ring {
 	uint8_t *desc;
 	uint8_t *avail;
 	uint8_t *used;
+	uint32_t mask; /* num - 1 */
 	uint16_t num;
 	uint8_t order;  /* enum rpx_order */
 	bool swap;      /* fields are in the other byte order */
@@ -59,6 +60,7 @@ static inline int rpx_ring_init(struct rpx_ring *r, uint8_t *desc, uint8_t *avai
 	r->avail = avail;
 	r->used = used;
 	r->num = (uint16_t)num;
+	r->mask = num - 1u;
 	r->order = (uint8_t)order;
 	r->swap = swap;
 	r->event_idx = false;
@@ -95,12 +97,12 @@ static inline struct rpx_w16 *rpx_ring_w16(uint8_t *part, uint32_t offset)
 
 static inline struct rpx_w16 *rpx_ring_avail_entry(const struct rpx_ring *r, uint16_t idx)
 {
-	return rpx_ring_w16(r->avail, RPX_RING_ENTRIES + 2u * (idx & (r->num - 1u)));
+	return rpx_ring_w16(r->avail, RPX_RING_ENTRIES + 2u * (idx & r->mask));
 }
 
 static inline struct rpx_used_elem *rpx_ring_used_entry(const struct rpx_ring *r, uint16_t idx)
 {
-	return (struct rpx_used_elem *)(void *)(r->used + RPX_RING_ENTRIES + 8u * (size_t)(idx & (r->num - 1u)));
+	return (struct rpx_used_elem *)(void *)(r->used + RPX_RING_ENTRIES + 8u * (size_t)(idx & r->mask));
 }
 
 /* Both ends write their own notification threshold behind their own ring's entries (2.7.7, 2.7.10). */
@@ -397,7 +399,7 @@ static inline bool rpx_drv_unmute(struct rpx_drv *q)
 
 struct rpx_dev {
 	struct rpx_ring ring;
-	uint32_t *seen; /* [num]: the look (see below) at which a head was taken, times 2, plus 1 while it is held */
+	uint32_t *seen; /* [num]: RPX_HELD, or the look (see below) during which the head was given back */
 	int broken;
 	uint32_t look; /* counts the reads of avail.idx that found something */
 	uint16_t last_avail;
@@ -440,16 +442,20 @@ static inline void rpx_dev_init(struct rpx_dev *q, const struct rpx_ring *ring, 
 		seen[i] = 0;
 }
 
+#define RPX_HELD 0xffffffffu
+
 /*
- * Two entries under one value of avail.idx cannot name the same head: the driver can only have reused a head after
- * the device gave it back, and so after an earlier look. The look's number stands for the value; before it wraps,
- * old marks are wiped.
+ * Entries under one value of avail.idx cannot name a head that is held, nor one that was given back since that value
+ * was read: the driver had not seen it back when it stored the value. The look's number stands for the value; before
+ * it wraps, old marks are wiped.
  */
 static inline void rpx_dev_next_look(struct rpx_dev *q)
 {
-	if (rpx_unlikely(++q->look == 0x7fffffffu)) {
-		for (uint32_t i = 0; i < q->ring.num; i++)
-			q->seen[i] &= 1u;
+	if (rpx_unlikely(++q->look == RPX_HELD)) {
+		for (uint32_t i = 0; i < q->ring.num; i++) {
+			if (q->seen[i] != RPX_HELD)
+				q->seen[i] = 0;
+		}
 		q->look = 1;
 	}
 }
@@ -475,9 +481,9 @@ RPX_HOT int rpx_dev_pop(struct rpx_dev *q, uint16_t *head)
 	uint16_t h = rpx_get16(rpx_ring_avail_entry(r, q->last_avail), r->swap);
 	if (rpx_unlikely(h >= r->num))
 		return rpx_dev_fail(q, RPX_E_AVAIL_HEAD);
-	if (rpx_unlikely((q->seen[h] & 1u) != 0 || q->seen[h] >> 1 == q->look))
+	if (rpx_unlikely(q->seen[h] >= q->look))
 		return rpx_dev_fail(q, RPX_E_AVAIL_TWICE);
-	q->seen[h] = q->look << 1 | 1u;
+	q->seen[h] = RPX_HELD;
 	q->held++;
 	q->last_avail++;
 	*head = h;
@@ -617,12 +623,12 @@ RPX_HOT int rpx_dev_push(struct rpx_dev *q, uint16_t head, uint32_t len)
 	const struct rpx_ring *r = &q->ring;
 	if (rpx_unlikely(q->broken != 0))
 		return q->broken;
-	if (rpx_unlikely(head >= r->num || (q->seen[head] & 1u) == 0))
+	if (rpx_unlikely(head >= r->num || q->seen[head] != RPX_HELD))
 		return RPX_E_INVAL;
 	struct rpx_used_elem *e = rpx_ring_used_entry(r, q->used_idx);
 	rpx_put32(&e->id, head, r->swap);
 	rpx_put32(&e->len, len, r->swap); /* 2.7.8.2-1: before the index */
-	q->seen[head] &= ~1u;
+	q->seen[head] = q->look;
 	q->held--;
 	q->used_idx++;
 	return 0;

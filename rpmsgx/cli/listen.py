@@ -48,12 +48,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     with open_link(args) as bus, bus.create_endpoint(args.name or None, src=args.src) as endpoint:
         service = f"{args.name!r} at " if args.name else ""
-        print(
-            printable(f"listening on {args.url} as {args.role}: {service}{endpoint.addr:#x}"),
-            file=sys.stderr,
-            flush=True,
-        )
         try:
+            where = f"{args.url} as {args.role}: {service}{endpoint.addr:#x}"
+            print(printable(f"listening on {where}"), file=sys.stderr, flush=True)
             complete = _listen(endpoint, args)
         finally:
             received = endpoint.counters["received"]

@@ -401,8 +401,8 @@ cdef class Bus:
                 bus_pull(self)
                 for channel in self.channel_list:
                     if channel.name == service_name and channel.endpoint is None:
-                        ept = self.add_endpoint(service_name, ANY, channel.addr, None, None, None)
-                        ept.peer_fixed = False  # learned: it goes when the channel does
+                        ept = self.add_endpoint(service_name, ANY, ANY, None, None, None)
+                        ept.peer = channel.addr  # learned: it goes when the channel does
                         channel.endpoint = ept
                         return ept
                 if w is None:

@@ -337,6 +337,7 @@ cdef class Endpoint:
         if self.peer == RPX_ADDR_ANY:
             bus_pull(self.bus)  # an announcement or a first message may lie in the ring
             if self.peer == RPX_ADDR_ANY:
+                self.bus.check()
                 if self.removed:
                     raise ChannelRemoved(f"the peer's service {self.name!r} has gone")
                 raise NoPeer("no destination is known: nobody announced this service or wrote to it; give dst, or "

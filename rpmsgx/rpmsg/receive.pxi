@@ -136,7 +136,7 @@ cdef int bus_name_service(Bus bus) except -1:
     cdef bint destroy = rpx_get32(&ns.flags, bus.rx.swap) & RPX_NS_DESTROY
     cdef Channel channel
     cdef Endpoint ept
-    if length == 0:
+    if length == 0 or address == RPX_ADDR_ANY:
         bus.drops.ns_malformed += 1
         return 0
     name = PyBytes_FromStringAndSize(<const char *>ns.name, length).decode("utf-8", "backslashreplace")

@@ -180,7 +180,11 @@ cdef int bus_session_over(Bus bus) except -1:
     cdef Endpoint ept
     bus_session_drop(bus)
     if bus.state == OPEN or bus.state == BROKEN:
-        bus.state = DEAD if bus.link.ended else OPEN
+        bus.state = OPEN
+        if bus.link.ended:
+            bus.state = DEAD
+            bus.kick_fd = -1
+            bus.doorbell.close()  # the peer may have touched nothing that is missing: it shall know all the same
     bus.epoch += 1
     for channel in list(bus.channel_list):
         bus_channel_remove(bus, channel)

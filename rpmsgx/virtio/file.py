@@ -100,12 +100,12 @@ class _File:
         self._lock = _open(path, layout, create)
         region = None
         try:
+            _lock_role(self._lock, role, path)
             found = os.fstat(self._lock)
             self._identity = found.st_dev, found.st_ino
             # By way of /proc, so that the map has a file description of its own: the lock shall go with its descriptor,
             # whoever still holds a view or was forked.
             self.region = region = Region.file(path, f"/proc/self/fd/{self._lock}")
-            _lock_role(self._lock, role, path)
             region.guard()
             vdev, self.table_end, self.buffers = check_table(region, role)
             self.vdev_offset = vdev.offset

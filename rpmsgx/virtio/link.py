@@ -10,6 +10,7 @@ piece each, no FEATURES_OK step (3.1.2).
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rpmsgx.errors import ResourceError
@@ -190,10 +191,15 @@ class VdevLink(Link):
         vdev.status = ACKNOWLEDGE | DRIVER
         features = vdev.dfeatures & SUPPORTED
         vdev.gfeatures = features
-        pools = [self._pool(i) for i in (0, 1)]
+        try:
+            rings = self._rings()
+            pools = [self._pool(i) for i in (0, 1)]
+        except ResourceError:
+            vdev.status = ACKNOWLEDGE | DRIVER | FAILED  # 3.1.1-4; the next try begins with a reset
+            raise
         return Session(
-            rx=self._ring(0),
-            tx=self._ring(1),
+            rx=rings[0],
+            tx=rings[1],
             rx_pool=pools[0],
             tx_pool=pools[1],
             status=self._status(),
@@ -207,15 +213,16 @@ class VdevLink(Link):
 
     def _device_session(self, features: int) -> Session:
         self._agreed = self._agreement()
-        rings = [self._ring(i) for i in (0, 1)]
+        features &= self._vdev.dfeatures
+        rings = self._rings()
         return Session(
             rx=rings[1],
             tx=rings[0],
             regions=self._granted(rings),
             status=self._status(),
             name_service=bool(features & F_NS),
-            event_idx=bool(features & self._vdev.dfeatures & F_EVENT_IDX),
-            indirect=bool(features & self._vdev.dfeatures & F_INDIRECT_DESC),
+            event_idx=bool(features & F_EVENT_IDX),
+            indirect=bool(features & F_INDIRECT_DESC),
             lost=self._lost_flag(),
             kind=self._region.kind,
             adopt_used=True,
@@ -228,6 +235,15 @@ class VdevLink(Link):
     def _lost_flag(self) -> tuple[object, int] | None:
         flag = self._region.lost_flag
         return None if flag is None else (flag, 0)
+
+    def _rings(self) -> list[Ring]:
+        rings = [self._ring(i) for i in (0, 1)]
+        places = [(id(r.buffer), r.offset, r.offset + vring_size(r.num, r.align)) for r in rings]
+        places.append((id(self._region.buffer), 0, self._table_end))
+        for (one, _, end), (other, start, _) in pairwise(sorted(places)):
+            if one == other and start < end:
+                raise ResourceError("the vrings overlap each other or the resource table")
+        return rings
 
     def _ring(self, index: int) -> Ring:
         vring = self._vdev.vring(index)

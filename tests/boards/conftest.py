@@ -3,28 +3,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
-from support import require
+from support_boards import PLATFORMS, make
 
-from rpmsgx.remoteproc.platform import Platform, open_platform
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-PLATFORMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "unicorn": ("unicorn", {}),
-    "thread": ("native", {}),
-    "thread-da": ("native", {"desc_addr": "da"}),
-    "process": ("native", {"process": True}),
-}
-
-
-def make(kind: str) -> Platform:
-    name, options = PLATFORMS[kind]
-    module = {"unicorn": "unicorn", "native": "rpmsgx.remoteproc._native"}[name]
-    require(importlib.util.find_spec(module) is not None, f"{module} is not there")
-    return open_platform(name, **options)
+    from rpmsgx.remoteproc.platform import Platform
 
 
 @pytest.fixture(params=PLATFORMS)

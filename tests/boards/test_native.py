@@ -11,10 +11,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import make
-from literal import TIMEOUT, Driver, loaded
 from support import ROOT
-from test_platforms import boot, died, echo, rings
+from support_boards import TIMEOUT, Driver, boot, died, echo, loaded, make, rings
 
 import rpmsgx
 from rpmsgx.remoteproc.native import NativePlatform, applications, native_sources_sha256

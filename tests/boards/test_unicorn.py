@@ -8,8 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import make
-from literal import TIMEOUT, Driver, loaded
+from support_boards import TIMEOUT, Driver, loaded, make
 
 import rpmsgx
 from rpmsgx import firmware

@@ -725,8 +725,8 @@ static void look_counter_wraps(void)
 	uint32_t first = dev.look;
 	CHECK(offer(1) == 1 && rpx_dev_push(&dev, 1, 0) == 0);
 	rpx_dev_publish(&dev);
-	uint32_t marked = seen[1] >> 1;
-	dev.look = 0x7ffffffcu;
+	uint32_t marked = seen[1];
+	dev.look = 0xfffffffau;
 	for (int i = 0; i < 8; i++) {
 		CHECK(offer(2) == 1 && rpx_dev_push(&dev, 2, 0) == 0);
 		rpx_dev_publish(&dev);

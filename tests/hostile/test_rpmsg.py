@@ -8,7 +8,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -31,6 +31,7 @@ from support_wire import (
     VRINGS,
     WRITE,
     Call,
+    Role,
     Wire,
     blocked,
     ns,
@@ -44,7 +45,6 @@ from rpmsgx import ChannelRemoved, Closed, MessageSize, NoPeer, PeerError, Resou
 
 pytestmark = pytest.mark.hostile
 
-Role = Literal["driver", "device"]
 NOBODY = 4000
 
 
@@ -507,7 +507,6 @@ def test_a_buffer_in_pieces_is_filled_up_to_its_first() -> None:
         ring.set_desc(0, PA + POOL, 64, WRITE | NEXT, 1)
         ring.set_desc(1, PA + POOL + BUFFER, 64, WRITE)
         ring.offer(0)
-        assert ept.mtu == 48
         with pytest.raises(MessageSize):
             ept.send(b"y" * 49, timeout=0)
         ept.send(b"y" * 48, timeout=0)
@@ -530,7 +529,6 @@ def test_buffers_shorter_than_a_header_are_given_back_empty() -> None:
         fill(wire, ept)
         post(wire, 1, 15, 16, 17)
         used = wire.rings[0].used_idx
-        assert ept.mtu == 0
         ept.send(b"", timeout=0)
         ept.send(b"x", timeout=0)
         assert [wire.rings[0].used_entry(used + i) for i in range(4)] == [(0, 0), (1, 0), (2, 16), (3, 17)]
@@ -706,10 +704,10 @@ def test_an_announcement_of_every_address(role: Role) -> None:
             assert ept.dst == addr
             ept.send(b"to it", timeout=0)
             assert wire.peer.take() == (ept.addr, addr, b"to it")
-        wire.peer.announce("any", 0xFFFFFFFF)
-        ept = wire.bus.open("any", timeout=0)
-        with pytest.raises(NoPeer):
-            ept.send(b"to nobody", timeout=0)
+        wire.peer.announce("any", 0xFFFFFFFF)  # the address that stands for none
+        wire.bus.poll()
+        assert "any" not in [channel.name for channel in wire.bus.channels]
+        drops(wire, ns_malformed=1)
 
 
 # -- time of check ---------------------------------------------------------------------------------------------------
@@ -742,14 +740,12 @@ def test_fields_that_change_all_the_time(role: Role) -> None:
                     assert isinstance(error, PeerError) or "nothing back" in str(error) or "posted" in str(error)
                     kinds.add(getattr(error, "rule", ""))
                     wire.peer.reset()
-                    wire.bus.poll()
             assert kinds <= {"", "2.7.5-addr", "2.7.5-len", "2.7.8.3-1"}
             assert lengths
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         wire.peer.reset()
-        wire.bus.poll()
         while ept.try_recv() is not None:
             pass
         echoes(wire, ept)
@@ -837,6 +833,7 @@ def test_the_peer_dies(role: Role, how: str) -> None:
         ept = bus.create_endpoint(dst=50)
         wire.peer.announce("service", 60)
         opened = bus.open("service", timeout=0)
+        bus.poll()
         fill(wire, ept)
         calls = [
             Call(ept.recv), Call(ept.send, b"x"), Call(opened.recv), Call(opened.send_many, [b"x"]),
@@ -844,10 +841,9 @@ def test_the_peer_dies(role: Role, how: str) -> None:
         ]  # fmt: skip
         poll = Call(bus.poll, TIMEOUT)
         blocked(*calls, poll)
-        if how == "goes":
-            wire.bell.leave()
-        else:
-            wire.bell.back()
+        wire.bell.leave() if how == "goes" else wire.bell.back()
+        if how == "comes back" and role == "device":
+            wire.peer.begin()
         wire.ring()
         for call in calls:
             with pytest.raises(ChannelRemoved):
@@ -876,7 +872,7 @@ def test_a_reset_while_messages_are_in_flight(status: int) -> None:
         driver.deliver(b"queued", dst=ept.addr)
         bus.poll()
         fill(wire, ept)
-        driver.deliver(b"lost", dst=ept.addr)
+        driver.deliver(b"too", dst=ept.addr)
         hold = ept.hold(timeout=0)
         assert bytes(hold) == b"queued"
         used = [ring.used_idx for ring in wire.rings]
@@ -896,6 +892,7 @@ def test_a_reset_while_messages_are_in_flight(status: int) -> None:
             used[1] + 1,
         ]  # what was taken off the ring before the reset may have been given back before it
         assert ept.dst == 50
+        assert ept.try_recv() in (b"too", None)  # it was in the ring, or in the queue already
         driver.begin()
         wire.ring()
         assert bus.is_up
@@ -923,9 +920,10 @@ def test_a_reset_that_nobody_looked_at(sent: int, got: int) -> None:
         wire.ring()
         try:
             assert call.outcome() == b"new"
-            assert sent == got == 0  # there was nothing to tell it by, and no need to
         except ChannelRemoved:
             assert ept.recv(timeout=0) == b"new"
+        # Where no buffer had been used yet there was nothing to tell it by, and no need to.
+        assert bus.counters["resets"] == bool(sent or got)
         echoes(wire, ept)
 
 
@@ -965,7 +963,7 @@ def test_the_driver_starts_over_elsewhere() -> None:
 @pytest.mark.parametrize(
     "field, value",
     [(8, 0), (8, 3), (8, 0x8000), (8, 65536), (8, 0xFFFFFFFF), (4, 0), (4, 3), (4, 0x80000000), (0, 0xFFFFFFFF), (0, DA),
-     (0, DA + SIZE - 64), (0, DA + 0x1008), (0, 0)],
+     (0, DA + VRINGS[1]), (0, DA + VRINGS[1] - 64), (0, DA + SIZE - 64), (0, DA + 0x1008), (0, 0)],
 )  # fmt: skip
 def test_a_driver_that_starts_over_with_a_bad_table(field: int, value: int) -> None:
     """num, align, da: refused, without harm, until the next reset."""
@@ -983,11 +981,10 @@ def test_a_driver_that_starts_over_with_a_bad_table(field: int, value: int) -> N
         with pytest.raises((ChannelRemoved, ResourceError)):
             call.outcome()
         before = bytes(wire.memory.bytes)
-        if (field, value) != (0, DA):  # a ring over the table itself: nonsense, but memory that the device may use
-            for again in (lambda: ept.recv(timeout=0), bus.poll, lambda: bus.open("x", timeout=0), lambda: bus.is_up):
-                with pytest.raises(ResourceError, match="vring 0|da |legal|granted"):
-                    again()
-            assert bytes(wire.memory.bytes) == before
+        for again in (lambda: ept.recv(timeout=0), bus.poll, lambda: bus.open("x", timeout=0), lambda: bus.is_up):
+            with pytest.raises(ResourceError, match="vring|granted"):
+                again()
+        assert bytes(wire.memory.bytes) == before
         wire.status = 0
         wire.memory.put(4, VDEV + 28 + field, good)
         driver.begin()
@@ -1129,8 +1126,7 @@ def test_a_forked_child_touches_nothing(role: Role) -> None:
     with wired(role) as wire:
         bus = wire.bus
         ept = bus.create_endpoint("named")
-        if role == "device":
-            wire.peer.take()
+        wire.peer.take()
         drain = bus.create_endpoint()
         wire.peer.deliver(b"queued", dst=drain.addr)
         bus.poll()
@@ -1267,7 +1263,7 @@ STEP = st.one_of(
 
 @roles
 @given(steps=st.lists(STEP, max_size=60), features=st.sampled_from([0, NS, NS | INDIRECT_DESC | EVENT_IDX]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_random_bytes_anywhere(role: Role, steps: list[Any], features: int) -> None:
     wire = Wire(role, features=features)
     bus = wire.bus

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""An rpmsg driver for tests, written from the specifications with `struct`: none of the code under test.
+"""Remotes of csrc for tests, and an rpmsg driver written from the specifications: no code under test.
 
 Resource table: include/linux/remoteproc.h. Rings: VIRTIO 1.2, 2.7, legacy layout. Messages: struct rpmsg_hdr
 and struct rpmsg_ns_msg of Linux. Little-endian. Buffers of 512 bytes, `num` each way, as Linux lays them out.
@@ -7,10 +7,15 @@ and struct rpmsg_ns_msg of Linux. Little-endian. Buffers of 512 bytes, `num` eac
 
 from __future__ import annotations
 
+import importlib.util
 import select
 import struct
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from support import require
+
+from rpmsgx.remoteproc.platform import open_platform
 
 if TYPE_CHECKING:
     from rpmsgx.remoteproc.platform import Image, Platform
@@ -21,6 +26,22 @@ RING_BYTES = 0x3000  # num 256, align 4096: descriptors, available, and from 0x2
 USED = 0x2000
 BUFFER = 512
 TIMEOUT = 20.0
+
+PLATFORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "unicorn": ("unicorn", {}),
+    "thread": ("native", {}),
+    "thread-da": ("native", {"desc_addr": "da"}),
+    "process": ("native", {"process": True}),
+}
+SAMPLE = {"rpmsg-client-sample": 1024, "rpmsg-raw": 1025}
+
+
+def make(kind: str) -> Platform:
+    """One of PLATFORMS."""
+    name, options = PLATFORMS[kind]
+    module = {"unicorn": "unicorn", "native": "rpmsgx.remoteproc._native"}[name]
+    require(importlib.util.find_spec(module) is not None, f"{module} is not there")
+    return open_platform(name, **options)
 
 
 def loaded(platform: Platform, firmware: str) -> Image:
@@ -165,8 +186,10 @@ class Driver:
         data = bytes(self.shm[at + 16 : at + 16 + size])
         self.put("<H", self.avail(0) + 4 + 2 * ((self.last + self.num) % self.num), head)
         self.last = (self.last + 1) & 0xFFFF
-        self.avail_idx(0, self.last + self.num)
-        self.kick(0)
+        posted = self.last + self.num
+        self.avail_idx(0, posted)
+        if self.kick_wanted(0, posted - 1, posted):
+            self.kick(0)
         return src, dst, data
 
     def announced(self, count: int) -> dict[str, int]:
@@ -186,3 +209,33 @@ class Driver:
             assert time.monotonic() < deadline, f"{text!r} is not in the trace {trace!r}"
             time.sleep(0.001)
         return trace
+
+
+def boot(platform: Platform, firmware: str = "sample", features: int = NS | EVENT_IDX) -> Driver:
+    """Everything in place, then the remote, then the first kick."""
+    image = loaded(platform, firmware)
+    driver = Driver(platform, image, features)
+    driver.begin()
+    platform.start(image.entry)
+    driver.kick()
+    return driver
+
+
+def echo(driver: Driver, count: int, dst: int = 1024) -> None:
+    for i in range(count):
+        data = b"%d " % i * (i % 60)
+        driver.send(dst, data)
+        assert driver.recv() == (dst, 0x400, data)
+
+
+def rings(platform: Platform, timeout: float = TIMEOUT) -> bool:
+    return bool(select.select([platform.doorbell.fileno()], [], [], timeout)[0])
+
+
+def died(platform: Platform) -> str:
+    """Wait by the doorbell until the remote has crashed."""
+    deadline = time.monotonic() + TIMEOUT
+    while platform.crash is None:
+        assert time.monotonic() < deadline and rings(platform), "it lives on"
+        platform.doorbell.drain()
+    return platform.crash
