@@ -2,6 +2,8 @@ from typing import final
 
 from typing_extensions import Buffer
 
+__all__ = ["GuardedMemory", "LostFlag"]
+
 @final
 class LostFlag:
     def __buffer__(self, flags: int, /) -> memoryview: ...

@@ -18,9 +18,13 @@ from libc.stdint cimport uint8_t
 
 import os
 
+__all__ = ["GuardedMemory", "LostFlag"]
+
 cdef extern from *:
     """
+    #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
+    #endif
     #include <errno.h>
     #include <signal.h>
     #include <stdatomic.h>
@@ -176,6 +180,9 @@ cdef class GuardedMemory:
 cdef class LostFlag:
     """One byte: 0, or 1 once the memory is lost. Keeps the memory alive. To be read only."""
     cdef GuardedMemory memory
+
+    def __reduce__(self):
+        raise TypeError("guarded memory cannot be pickled")
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, guard_flag(self.memory.slot), 1, 0, flags)

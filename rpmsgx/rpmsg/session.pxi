@@ -107,7 +107,7 @@ cdef int bus_session_driver(Bus bus, session, rpx_ring *rx, rpx_ring *tx) except
         pool.size = given.size
         pool.count = given.count
     bus.arena = calloc(1, (<size_t>rx.num + tx.num) * sizeof(rpx_drv_slot) +
-                        bus.tx.pool.count * sizeof(uint32_t))
+                       bus.tx.pool.count * sizeof(uint32_t))
     if bus.arena == NULL:
         raise MemoryError()
     slots = <rpx_drv_slot *>bus.arena

@@ -1,29 +1,33 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """An rpmsg end that takes every written fact literally and believes nothing that it reads.
 
-It speaks OpenAMP's layout: one shared file with the resource table at offset 0, two split rings and the buffers, and a
-doorbell that is one byte on an AF_UNIX stream socket. It shares no code with rpmsgx, so it can check rpmsgx's bytes from
-outside. By default it behaves as Linux does (status 7, exact lengths); options ("traps") turn on, one by one, what OpenAMP,
-rpmsg-lite and Linux do otherwise; OPENAMP and RPMSG_LITE are sets of them.
+It speaks OpenAMP's layout: one shared file with the resource table at offset 0, two split rings and the
+buffers, and a doorbell that is one byte on an AF_UNIX stream socket. It shares no code with rpmsgx, so it can
+check rpmsgx's bytes from outside. By default it behaves as Linux does (status 7, exact lengths); options
+("traps") turn on, one by one, what OpenAMP, rpmsg-lite and Linux do otherwise; OPENAMP and RPMSG_LITE are
+sets of them.
 
-Everything wrong that it sees raises Violation with the rule: an id of docs/conformance.md (2.7.x, 2.1.x, 3.1.x), or where
-virtio has none the place where the wrong bytes stood:
+Everything wrong that it sees raises Violation with the rule: an id of docs/conformance.md, or where virtio
+has no rule the place where the wrong bytes stood:
 
     file, resource-table        the shared file and its table
-    avail.idx, avail.ring       an index that jumped, a head out of range or exposed twice, someone else wrote the ring
-    used.idx, used.ring, used.len
+    avail.idx, avail.ring       an index that jumped; a head out of range or exposed twice, or not the driver's write
+    used.idx, used.ring         likewise; an id that is not outstanding, or not the device's write
+    used.len                    shorter than a header
     desc.addr, desc.len, desc.next, desc.flags
     rpmsg-header                src, dst, reserved, len or flags of a message
     rpmsg-length                used.len or desc.len is not what `peer_lengths` says
     rpmsg-ns, rpmsg-ns-padding  name service; bytes after the NUL of a name that are not zero
     used-prefilled              the driver filled its tx used ring itself
 
-Sources of the facts: [virtio] split rings, spec chapter 2.7, legacy layout and byte order, since 32 feature bits cannot hold
-VERSION_1; [openamp] OpenAMP's Linux "generic" machine; [linux] virtio_rpmsg_bus.c; [lite] rpmsg-lite's master.
+Sources of the facts: [virtio] split rings, chapter 2.7, legacy layout and byte order, since 32 feature bits
+cannot hold VERSION_1; [openamp] OpenAMP's Linux "generic" machine; [linux] virtio_rpmsg_bus.c; [lite]
+rpmsg-lite's master.
 
-Single-threaded: one LiteralPeer belongs to one thread. Every wait is bounded and sleeps in poll() on the doorbell.
-Byte order is the machine's (legacy); 16-bit indices are read and written in one access each, in program order, which
-x86's memory order and CPython keep; the one full barrier that a ring needs is a system call that drops the GIL.
+Single-threaded: one LiteralPeer belongs to one thread. Every wait is bounded and sleeps in poll() on the
+doorbell. Byte order is the machine's (legacy). 16-bit indices are read and written in one access each, in
+program order, which CPython and x86's memory order keep; the one full barrier that a ring needs is a system
+call that drops the GIL.
 """
 
 from __future__ import annotations
@@ -124,8 +128,9 @@ class Violation(AssertionError):
 class _Queue:
     """One vring from one side: where its parts lie, what we wrote to ours, who must signal whom.
 
-    Offsets in the file, [virtio 2.7.2-2]: descriptors at da, 16 bytes each; avail behind them: flags u16, idx u16,
-    ring u16[num], used_event u16; padding up to align; used: flags u16, idx u16, {id u32, len u32}[num], avail_event u16.
+    Offsets in the file, [virtio 2.7.2-2]: descriptors at da, 16 bytes each; avail behind them: flags u16, idx
+    u16, ring u16[num], used_event u16; padding up to align; used: flags u16, idx u16, {id u32, len u32}[num],
+    avail_event u16.
     """
 
     SIGNAL_RULES = ("", "")  # what the other side breaks when it does not signal us: by flags, by EVENT_IDX
@@ -193,7 +198,7 @@ class _Queue:
         self.peer.fence()
 
     def write_event(self) -> None:
-        # [virtio 2.7.7.2-5, 2.7.10.1-6] The slot whose filling must be signalled: the next one, or the one farthest away.
+        # [virtio 2.7.7.2-5, 2.7.10.1-6] The slot whose filling must be signalled: the next, or the farthest.
         self.write16(self.my_event, self.seen if self.wanted else self.seen - 1 & 0xFFFF)
 
     def looked(self, found: int, paid: bool) -> None:
@@ -209,7 +214,7 @@ class _Queue:
             self.armed = self.wanted
 
     def flush(self) -> None:
-        """Expose what is pending with one store of the index, and ring the bell if the other side wants it."""
+        """Expose what is pending with one store of the index; ring the bell if the other side wants it."""
         count, self.pending = self.pending, 0
         if not count:
             return
@@ -232,15 +237,24 @@ class _Queue:
 class _DriverQueue(_Queue):
     """The driver owns descriptors and the available ring. [virtio 2.7.5, 2.7.6]
 
-    One buffer for each head; with `split` header and payload lie in two buffers under one chain, so only half of the
-    descriptors are heads; with `indirect` the chain stands in a table of two descriptors in shared memory; with both,
-    every odd head has the header in a direct descriptor and the rest behind an INDIRECT one (2.7.5.3.2-2).
+    One buffer for each head; with `split` header and payload lie in two buffers under one chain, so only half
+    of the descriptors are heads; with `indirect` the chain stands in a table of two descriptors in shared
+    memory; with both, every odd head has the header in a direct descriptor and the rest behind an INDIRECT
+    one (2.7.5.3.2-2).
     """
 
     SIGNAL_RULES = ("2.7.7.2-3", "2.7.7.2-5")
 
     def __init__(
-        self, peer: LiteralPeer, index: int, *, base: int, tables: int, writable: bool, split: bool, indirect: bool
+        self,
+        peer: LiteralPeer,
+        index: int,
+        *,
+        base: int,
+        tables: int,
+        writable: bool,
+        split: bool,
+        indirect: bool,
     ) -> None:
         super().__init__(peer, index)
         self.my_flags, self.their_flags = self.avail, self.used
@@ -300,7 +314,7 @@ class _DriverQueue(_Queue):
         self.pending += 1
 
     def prefill(self) -> None:
-        """[lite] The driver itself puts all its tx buffers into the used ring, WRITE-flagged, and takes them from there."""
+        """[lite] The driver itself puts all its tx buffers into the used ring, and takes them from there."""
         for i, head in enumerate(self.free):
             self.write_chain(head, self.buffers[head])
             length = sum(n for _, n in self.buffers[head])
@@ -315,7 +329,9 @@ class _DriverQueue(_Queue):
         idx = self.u16[self.used + 2 >> 1]
         count = idx - self.seen & 0xFFFF
         if count > len(self.outstanding):
-            self.bad("used.idx", f"went from {self.seen} to {idx} with {len(self.outstanding)} buffers outstanding")
+            self.bad(
+                "used.idx", f"went from {self.seen} to {idx} with {len(self.outstanding)} buffers outstanding"
+            )
         taken = []
         for i in range(count):
             head, length = USED_ELEM.unpack_from(self.mem, self.used + 4 + 8 * (self.seen + i & self.num - 1))
@@ -346,8 +362,12 @@ class _DriverQueue(_Queue):
         if found != kept:
             # [openamp] The receiver writes hdr.reserved, bytes 8 to 12, also here; nothing else.
             if found[:8] != kept[:8] or found[12:] != kept[12:]:
-                at = next(i for i, (a, b) in enumerate(zip(found, kept, strict=True)) if a != b and not 8 <= i < 12)
-                self.bad("2.7.5.1-1", f"id {head}: the device wrote byte {at} of a buffer that is not writable")
+                at = next(
+                    i for i, (a, b) in enumerate(zip(found, kept, strict=True)) if a != b and not 8 <= i < 12
+                )
+                self.bad(
+                    "2.7.5.1-1", f"id {head}: the device wrote byte {at} of a buffer that is not writable"
+                )
             self.peer.counters["reserved_written"] += 1
 
 
@@ -459,9 +479,15 @@ class _DeviceQueue(_Queue):
         """mem[address:address+length] is lent to us: inside the file, off the rings, and lent once."""
         busy = self.peer.busy
         if address + length > len(busy):
-            self.bad("desc.addr", f"{where}: {address:#x} + {length:#x} is outside the file of {len(busy):#x} bytes")
+            self.bad(
+                "desc.addr",
+                f"{where}: {address:#x} + {length:#x} is outside the file of {len(busy):#x} bytes",
+            )
         if busy.count(0, address, address + length) != length:
-            self.bad("desc.addr", f"{where}: {address:#x} + {length:#x} overlaps the table, a ring or another buffer")
+            self.bad(
+                "desc.addr",
+                f"{where}: {address:#x} + {length:#x} overlaps the table, a ring or another buffer",
+            )
         busy[address : address + length] = b"\1" * length
 
     def put(self, chain: _Chain, length: int) -> None:
@@ -469,7 +495,9 @@ class _DeviceQueue(_Queue):
         mm = self.peer.mm
         for at, raw in chain.entries:
             if mm[at : at + 16] != raw:
-                self.bad("3.3.1-1", f"head {chain.head}: the descriptor at {at:#x} changed while the device had it")
+                self.bad(
+                    "3.3.1-1", f"head {chain.head}: the descriptor at {at:#x} changed while the device had it"
+                )
         for address, size in (*chain.readable, *chain.writable, *chain.tables):
             self.peer.busy[address : address + size] = bytes(size)
         self.heads.remove(chain.head)
@@ -502,12 +530,13 @@ class LiteralPeer:
     prefill          [lite] the driver pre-fills its tx used ring
     kick_always      the other end's suppression of doorbells is ignored
     ignore_event_idx [openamp] EVENT_IDX is accepted and then not applied
-    split, indirect  "tx", "rx", "tx rx": the driver cuts buffers into header and payload; uses indirect descriptors
+    split, indirect  "tx", "rx", "tx rx": the driver cuts buffers into header and payload; describes them indirectly
     dirty            a server leaves no byte of the file zero but the table's
 
-    After start(): `.channels` {name: address} as announced by the other end, `.announcements` [(name, address, flags)],
-    `.counters`, `.resets` (a device counts the driver's). Raises Violation for what the other end did wrong,
-    TimeoutError at a deadline, EOFError when the other end closed its doorbell, ValueError for the caller's mistakes.
+    `.channels` is {name: address} as the other end announced, `.announcements` [(name, address, flags)] all
+    of it in order, `.counters` say what happened, `.resets` is the number of the driver's resets. Raises
+    Violation for what the other end did wrong, TimeoutError at a deadline, EOFError when the other end closed
+    its doorbell, ValueError for the caller's mistakes.
     """
 
     def __init__(
@@ -550,7 +579,11 @@ class LiteralPeer:
         self.server = self.is_driver if server is None else server
         self.num, self.features, self.tolerate, self.peer_lengths = num, features, tolerate, peer_lengths
         self.kick_wait, self.kicks_checked = kick_wait, kicks_checked
-        self.whole_lengths, self.name_garbage, self.write_reserved = whole_lengths, name_garbage, write_reserved
+        self.whole_lengths, self.name_garbage, self.write_reserved = (
+            whole_lengths,
+            name_garbage,
+            write_reserved,
+        )
         self.driver_ok_alone, self.early_kick, self.reset_status = driver_ok_alone, early_kick, reset_status
         self.write_flags, self.prefill = write_flags, prefill
         self.kick_always, self.ignore_event_idx = kick_always, ignore_event_idx
@@ -576,7 +609,7 @@ class LiteralPeer:
         if self.server:
             self._serve()
 
-    # -- file and doorbell ---------------------------------------------------------------------------------------------
+    # -- file and doorbell -----------------------------------------------------------------------------------
 
     def _serve(self) -> None:
         """[openamp] The server writes the table before it listens."""
@@ -652,8 +685,8 @@ class LiteralPeer:
 
     def _check_table(self) -> None:
         """Every byte of the table, and the geometry that it gives."""
-        self.table = self.mm[:TABLE_SIZE]
-        (ver, entries, reserved0, reserved1, offset, kind, ident, notifyid, self.dfeatures, gfeatures, config_len,
+        self.table = self.mm[:TABLE_SIZE] (ver, entries, reserved0, reserved1, offset, kind, ident, notifyid,
+        self.dfeatures, gfeatures, config_len,
          status, rings, reserved2, *vrings) = TABLE.unpack(self.table)  # fmt: skip
         for name, value, must in (
             ("ver", ver, 1),
@@ -673,11 +706,17 @@ class LiteralPeer:
             if value != must:
                 self.bad("resource-table", f"{name} is {value:#x}, must be {must:#x}")
         if self.dfeatures & ~KNOWN_FEATURES:
-            self.bad("2.2.2-3", f"dfeatures {self.dfeatures:#x} offer bits that an rpmsg device cannot honour")
+            self.bad(
+                "2.2.2-3", f"dfeatures {self.dfeatures:#x} offer bits that an rpmsg device cannot honour"
+            )
         if gfeatures & ~self.dfeatures:
-            self.bad("2.2.1-1", f"gfeatures {gfeatures:#x} accept what dfeatures {self.dfeatures:#x} do not offer")
+            self.bad(
+                "2.2.1-1", f"gfeatures {gfeatures:#x} accept what dfeatures {self.dfeatures:#x} do not offer"
+            )
         if self.is_driver and (gfeatures or status):
-            self.bad("resource-table", f"gfeatures {gfeatures:#x}, status {status:#x} before a driver was there")
+            self.bad(
+                "resource-table", f"gfeatures {gfeatures:#x}, status {status:#x} before a driver was there"
+            )
         self.vrings: list[tuple[int, int, int]] = []
         self._reserve(0, TABLE_SIZE, "the resource table")
         for i in (0, 1):
@@ -708,8 +747,8 @@ class LiteralPeer:
         self.counters["tolerated"] += 1
 
     def fence(self) -> None:
-        """A full memory barrier: the call gives up the GIL and takes it again, both of which are atomic swaps."""
-        self._waiter.poll(0)
+        """A full memory barrier: the call gives up the GIL and takes it again, both of which are atomic
+        swaps.""" self._waiter.poll(0)
 
     def kick(self) -> None:
         """[openamp] One byte of any value: look at every vring."""
@@ -741,7 +780,7 @@ class LiteralPeer:
         self.counters["kicks_in"] += total
         return total
 
-    # -- start and reset -----------------------------------------------------------------------------------------------
+    # -- start and reset -------------------------------------------------------------------------------------
 
     def start(self, timeout: float = 5.0) -> None:
         """Connect, then negotiate: the driver sets up the rings, the device waits for DRIVER_OK."""
@@ -770,15 +809,23 @@ class LiteralPeer:
         if self.early_kick:
             self.kick()
 
-        # [openamp] Device writes vring0, the driver's rx. rx buffers lie in front of the tx buffers; what indirect
-        # tables there are lie behind them.
+        # [openamp] Device writes vring0, the driver's rx. rx buffers lie in front of the tx buffers; what
+        # indirect tables there are lie behind them.
         rx_num, tx_num = self.vrings[0][2], self.vrings[1][2]
         tables = POOL + (rx_num + tx_num) * BUFFER
         end = tables + (rx_num + tx_num) * 32
         if end > len(self.mm) or self.busy.count(0, POOL, end) != end - POOL:
-            raise ValueError(f"rings of {rx_num} and {tx_num} leave no room for buffers at {POOL:#x}..{end:#x}")
+            raise ValueError(
+                f"rings of {rx_num} and {tx_num} leave no room for buffers at {POOL:#x}..{end:#x}"
+            )
         self.rx = rx = _DriverQueue(
-            self, 0, base=POOL, tables=tables, writable=True, split="rx" in self.split, indirect="rx" in self.indirect
+            self,
+            0,
+            base=POOL,
+            tables=tables,
+            writable=True,
+            split="rx" in self.split,
+            indirect="rx" in self.indirect,
         )
         self.tx = tx = _DriverQueue(
             self, 1, base=POOL + rx_num * BUFFER, tables=tables + rx_num * 32, writable=False,
@@ -837,7 +884,7 @@ class LiteralPeer:
     def reset(self) -> None:
         """Driver only: status 0 (or `reset_status`) and a kick. start() sets the link up again.
 
-        This layout has no acknowledgement: whoever calls must know that the device has seen it before start().
+        This layout has no acknowledgement: the caller must know that the device has seen it before start().
         """
         if not self.is_driver:
             raise ValueError("only a driver resets")
@@ -853,14 +900,18 @@ class LiteralPeer:
         self._last_status = 0
 
     def close(self, check: bool = True) -> None:
-        """Wait for doorbell bytes still owed, look a last time (unless check is False), reset as driver, and let go."""
-        if self.closed:
+        """Look a last time and wait for doorbell bytes still owed, unless `check` is False; as driver,
+        reset.""" if self.closed:
             return
         self.closed = True
         try:
             if check and self.running:
                 self._scan(bool(self._drain_bell()))
-                while self.running and not self.gone and any(q.owed_since is not None for q in (self.rx, self.tx)):
+                while (
+                    self.running
+                    and not self.gone
+                    and any(q.owed_since is not None for q in (self.rx, self.tx))
+                ):
                     self._waiter.poll(50)
                     self._scan(bool(self._drain_bell()))
         finally:
@@ -885,7 +936,7 @@ class LiteralPeer:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.close(check=kind is None)
 
-    # -- the rings -----------------------------------------------------------------------------------------------------
+    # -- the rings -------------------------------------------------------------------------------------------
 
     def _until(self, ready: Callable[[], bool], deadline: float, what: str) -> None:
         """Look at everything, at least once, until `ready`; wait for the doorbell when nothing was new."""
@@ -933,7 +984,10 @@ class LiteralPeer:
         status = self.mm[STATUS]
         if not status & DRIVER_OK:
             if status not in (0, NEEDS_RESET, ACKNOWLEDGE, ACKNOWLEDGE | DRIVER):
-                self.bad("2.1.1-2", f"status went from {self._last_status:#x} to {status:#x}: only a reset clears bits")
+                self.bad(
+                    "2.1.1-2",
+                    f"status went from {self._last_status:#x} to {status:#x}: only a reset clears bits",
+                )
             self._stopped()
             return False
         found = self.mm[:TABLE_SIZE]
@@ -941,7 +995,9 @@ class LiteralPeer:
             if found[GFEATURES : GFEATURES + 4] != self.table[GFEATURES : GFEATURES + 4]:
                 self.bad("3.1.1-3", "gfeatures changed after DRIVER_OK")
             if status != self.table[STATUS]:
-                self.bad("2.1.1-1", f"status went from {self.table[STATUS]:#x} to {status:#x} after DRIVER_OK")
+                self.bad(
+                    "2.1.1-1", f"status went from {self.table[STATUS]:#x} to {status:#x} after DRIVER_OK"
+                )
             self.bad("resource-table", "changed after DRIVER_OK")
         return True
 
@@ -952,7 +1008,10 @@ class LiteralPeer:
             if rang or not self.kicks_checked or (self.ignore_event_idx and self.gfeatures & F_EVENT_IDX):
                 queue.owed_since = None
             elif time.monotonic() > queue.owed_since + self.kick_wait and not self.gone:
-                queue.bad(queue.SIGNAL_RULES[self.use_event_idx], f"no doorbell byte within {self.kick_wait} s of what it should announce")
+                queue.bad(
+                    queue.SIGNAL_RULES[self.use_event_idx],
+                    f"no doorbell byte within {self.kick_wait} s of what it should announce",
+                )
 
     def _scan_driver(self, rang: bool) -> bool:
         rx, tx = self.rx, self.tx
@@ -976,7 +1035,10 @@ class LiteralPeer:
         fresh = tx.look(rang)
         for chain in tx.ready[len(tx.ready) - fresh :]:
             if chain.readable:
-                tx.bad("2.7.5.1-1", f"head {chain.head}: the driver posted a buffer that the device may not write")
+                tx.bad(
+                    "2.7.5.1-1",
+                    f"head {chain.head}: the driver posted a buffer that the device may not write",
+                )
             room = sum(n for _, n in chain.writable)
             if room < HEADER_SIZE:
                 tx.bad("desc.len", f"head {chain.head}: {room} bytes have no room for a header")
@@ -1009,7 +1071,7 @@ class LiteralPeer:
             self.mem[address : address + len(part)] = part
             done += len(part)
 
-    # -- rpmsg ---------------------------------------------------------------------------------------------------------
+    # -- rpmsg -----------------------------------------------------------------------------------------------
 
     def _received(self, where: str, data: bytes, length: int, room: int, address: int, index: int) -> None:
         """Check one message as it lay in its buffer, and file it."""
@@ -1047,7 +1109,10 @@ class LiteralPeer:
         if flags not in (NS_CREATE, NS_DESTROY):
             self.bad("rpmsg-ns", f"{where}: flags {flags:#x}")
         if addr == ADDR_ANY or src != addr:
-            self.bad("rpmsg-ns", f"{where}: {name!r} at {addr:#x}, announced by {src:#x}; an endpoint announces itself")
+            self.bad(
+                "rpmsg-ns",
+                f"{where}: {name!r} at {addr:#x}, announced by {src:#x}; an endpoint announces itself",
+            )
         try:
             text = name.decode("ascii")
         except UnicodeDecodeError:
@@ -1120,9 +1185,8 @@ class LiteralPeer:
                 self.tx.want(False)
 
     def send(self, src: int, dst: int, payload: bytes, timeout: float = 5.0) -> None:
-        """Send one message, waiting for a buffer at most `timeout` seconds. What arrives meanwhile is kept for recv()."""
-        self._send(src, dst, payload, time.monotonic() + timeout)
-        self.counters["sent"] += 1
+        """Send one message, waiting at most `timeout` seconds for a buffer; what arrives meanwhile recv()
+        returns.""" self._send(src, dst, payload, time.monotonic() + timeout) self.counters["sent"] += 1
 
     def recv(self, timeout: float = 5.0) -> Message:
         """The next message that is not for the name service: (src, dst, payload)."""
@@ -1132,7 +1196,8 @@ class LiteralPeer:
         return self.inbox.pop(0)
 
     def poll(self, timeout: float = 0.0) -> int:
-        """Look, for at most `timeout` seconds until something is new; the number of messages that wait for recv()."""
+        """Look until something is new, at most `timeout` seconds; the number of messages that wait for
+        recv()."""
 
         def state() -> tuple[int, int, bool, int]:
             return len(self.inbox), len(self.announcements), self.running, self.resets
@@ -1145,7 +1210,7 @@ class LiteralPeer:
         return len(self.inbox)
 
     def flush(self, timeout: float = 5.0) -> None:
-        """Wait until the other end has taken all that was sent: its used entries came, or its buffers came back."""
+        """Wait until the other end has taken all that was sent, so that every buffer has come back."""
 
         def taken() -> bool:
             tx = self.tx

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The numbered payloads that source and sink programs exchange.
 
-`payload(seq, seed)` is the sequence number as 8 little-endian bytes followed by bytes of a block that depends on the seed
-alone; sizes are spread over 0..496 (what fits a 512-byte rpmsg buffer). A payload shorter than 8 bytes carries the low
-bytes of the number. The block is SHAKE-256 of the seed, the size and place in it come from a 64-bit multiplicative hash,
-so any language can make the same bytes. Both functions are pure and may be called from any thread.
+`payload(seq, seed)` is the sequence number as 8 little-endian bytes followed by bytes of a block that depends
+on the seed alone; sizes are spread over 0..496 (what fits a 512-byte rpmsg buffer). A payload shorter than 8
+bytes carries the low bytes of the number. The block is SHAKE-256 of the seed; the size and the place in it
+come from a 64-bit multiplicative hash, so any language can make the same bytes. Both functions may be called
+from any thread.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ def check(seq: int, seed: int, data: bytes) -> None:
     if data == want:
         return
     found = int.from_bytes(data[:8], "little") if len(data) >= 8 else None
-    differs = next((i for i, (a, b) in enumerate(zip(want, data)) if a != b), min(len(want), len(data)))
+    pairs = zip(want, data, strict=False)
+    differs = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(want), len(data)))
     raise AssertionError(
-        f"payload {seq} of seed {seed}: {len(data)} bytes for {len(want)}, first difference at byte {differs}, "
-        f"carries number {found}"
+        f"payload {seq} of seed {seed}: {len(data)} bytes for {len(want)}, first difference at byte {differs}; "
+        f"the number in it is {found}"
     )
