@@ -189,6 +189,7 @@ cdef extern from "rpx.h" nogil:
         uint8_t *data
         uint32_t cap
         uint32_t token
+    void rpx_tx_start_drv(rpx_tx *)
     int rpx_tx_get(rpx_tx *, rpx_txbuf *)
     void rpx_tx_unget(rpx_tx *, const rpx_txbuf *)
     int rpx_tx_put(rpx_tx *, const rpx_txbuf *, uint32_t, uint32_t, uint32_t)

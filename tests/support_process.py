@@ -15,8 +15,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import rpmsgx
 from peers.payload import check, payload
+
+import rpmsgx
 
 WAIT = 30.0
 ROLES = ("driver", "device")

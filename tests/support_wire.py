@@ -14,6 +14,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -45,7 +46,7 @@ class Memory:
 
     def __init__(self, buffer: memoryview) -> None:
         self.bytes = buffer
-        self._views = {width: buffer.cast(code) for width, code in ((1, "B"), (2, "H"), (4, "I"), (8, "Q"))}
+        self._views = {1: buffer.cast("B"), 2: buffer.cast("H"), 4: buffer.cast("I"), 8: buffer.cast("Q")}
 
     def get(self, width: int, at: int) -> int:
         assert at % width == 0
@@ -157,10 +158,11 @@ class Wire:
         self.bell: Any
         self.far_bell: Any
         self.bell, self.far_bell = (Doorbell(), Doorbell()) if polled else Bell.pair()
-        self.peer: Any = (HostileDevice if role == "driver" else HostileDriver)(self)
+        self.peer: Any
+        self.peer = HostileDevice(self) if role == "driver" else HostileDriver(self)
         if role == "device" and begin:
             self.peer.begin()
-        self.link = link(
+        self.link: Any = link(
             role,
             "wire:",
             space=AddressSpace(region),
@@ -348,7 +350,7 @@ class Call(threading.Thread):
 
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         super().__init__(daemon=True)
-        self._call = lambda: function(*args, **kwargs)
+        self._call: Callable[[], Any] = partial(function, *args, **kwargs)
         self.result: Any = None
         self.error: BaseException | None = None
         self.start()
@@ -385,7 +387,7 @@ def until(condition: Callable[[], Any], looks: int = 1) -> Any:
     deadline = time.monotonic() + TIMEOUT
     seen = 0
     while True:
-        value = condition()
+        value: Any = condition()
         seen = seen + 1 if value else 0
         if seen >= looks:
             return value

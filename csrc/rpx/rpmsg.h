@@ -29,7 +29,10 @@
 #define RPX_CLEAN(ptr, len) ((void)(ptr), (void)(len))
 #endif
 
-/* The driver's buffers of one direction: `count` of `size` >= 16 bytes, at `base` here, at `addr` for descriptors. */
+/*
+ * The driver's buffers of one direction: `count` of `size` >= 16 bytes, at `base` here, at `addr` for descriptors.
+ * Buffer i stays in descriptor i, so of more buffers than descriptors the rest is never used.
+ */
 struct rpx_pool {
 	uint8_t *base;
 	uint64_t addr;
@@ -72,7 +75,7 @@ struct rpx_rx {
 static inline int rpx_rx_post(struct rpx_rx *rx)
 {
 	for (uint32_t i = 0; i < rx->pool.count && i < rx->drv->ring.num; i++) {
-		int rc = rpx_drv_add1(rx->drv, rx->pool.addr + (uint64_t)i * rx->pool.size, rx->pool.size, true, i);
+		int rc = rpx_drv_post(rx->drv, (uint16_t)i, rx->pool.addr + (uint64_t)i * rx->pool.size, rx->pool.size, true);
 		if (rc != 0)
 			return rc;
 	}
@@ -83,7 +86,8 @@ static inline int rpx_rx_post(struct rpx_rx *rx)
 RPX_HOT int rpx_rx_done(struct rpx_rx *rx, uint32_t token)
 {
 	if (rx->drv != NULL)
-		return rpx_drv_add1(rx->drv, rx->pool.addr + (uint64_t)token * rx->pool.size, rx->pool.size, true, token);
+		return rpx_drv_post(rx->drv, (uint16_t)token, rx->pool.addr + (uint64_t)token * rx->pool.size, rx->pool.size,
+				    true);
 	/* A device has written nothing into a readable buffer. The token's upper half is what `whole` returns. */
 	return rpx_dev_push(rx->dev, (uint16_t)token, token >> 16);
 }
@@ -156,13 +160,13 @@ RPX_HOT int rpx_rx_next(struct rpx_rx *rx, struct rpx_msg *msg)
 	int rc;
 	msg->copied = false;
 	if (rx->drv != NULL) {
-		struct rpx_used used = { 0, 0 };
-		if ((rc = rpx_drv_get(rx->drv, &used)) <= 0)
+		uint16_t id = 0;
+		room = 0;
+		if ((rc = rpx_drv_used(rx->drv, &id, &room)) <= 0)
 			return rc;
-		buf = rx->pool.base + (size_t)used.cookie * rx->pool.size;
-		room = used.len;
+		buf = rx->pool.base + (size_t)id * rx->pool.size;
 		RPX_INVALIDATE(buf, room);
-		msg->token = used.cookie;
+		msg->token = id;
 	} else {
 		struct rpx_seg seg;
 		uint16_t head = 0;
@@ -184,7 +188,9 @@ RPX_HOT int rpx_rx_next(struct rpx_rx *rx, struct rpx_msg *msg)
 			room = (uint32_t)n;
 			msg->copied = true;
 		}
-		msg->token = head | (rx->whole ? (room <= 0xffffu ? room : 0xffffu) << 16 : 0u);
+		msg->token = head;
+		if (rx->whole)
+			msg->token |= (room <= 0xffffu ? room : 0xffffu) << 16;
 		if (rpx_unlikely(((uintptr_t)buf & 3u) != 0))
 			return rpx_dev_fail(rx->dev, RPX_E_DESC_ADDR); /* header fields are read as such */
 	}
@@ -202,7 +208,7 @@ struct rpx_tx {
 	struct rpx_dev *dev;
 	const struct rpx_mem *mem; /* device: what descriptors may point at */
 	struct rpx_pool pool;      /* driver: own buffers */
-	uint32_t *spare;           /* driver: [pool.count] recycled buffers; device: [2 * num] buffers handed back unsent */
+	uint32_t *spare;           /* buffers handed back unsent: [pool.count] for a driver, [num] for a device */
 	uint32_t n_spare;
 	uint32_t fresh; /* driver: buffers from here on were never used */
 	uint32_t room;  /* payload that the buffer seen last had room for; 0: none was seen yet */
@@ -254,31 +260,32 @@ static inline int rpx_tx_broken(const struct rpx_tx *tx)
 	return tx->drv != NULL ? tx->drv->broken : tx->dev->broken;
 }
 
-static inline void rpx_tx_fill(const struct rpx_tx *tx, struct rpx_txbuf *buf, uint32_t index)
-{
-	buf->data = tx->pool.base + (size_t)index * tx->pool.size + RPX_HDR;
-	buf->cap = tx->pool.size - RPX_HDR <= 0xffffu ? tx->pool.size - RPX_HDR : 0xffffu;
-	buf->token = index;
-}
-
-/* Driver: the last buffer that came back, warm in the cache; else reclaim; else one never used. */
+/* Driver: a buffer that was handed back unsent; else the oldest that the device has used; else one never used. */
 RPX_HOT int rpx_tx_get_drv(struct rpx_tx *tx, struct rpx_txbuf *buf)
 {
-	if (tx->n_spare == 0) {
-		struct rpx_used used = { 0, 0 };
-		int rc;
-		while ((rc = rpx_drv_get(tx->drv, &used)) == 1)
-			tx->spare[tx->n_spare++] = used.cookie;
-		if (rc < 0)
-			return rc;
+	uint16_t id = 0;
+	uint32_t len;
+	int rc;
+	if (rpx_unlikely(tx->n_spare > 0))
+		id = (uint16_t)tx->spare[--tx->n_spare];
+	else if ((rc = rpx_drv_used(tx->drv, &id, &len)) < 0)
+		return rc;
+	else if (rc == 0) {
+		if (tx->fresh >= tx->pool.count || tx->fresh >= tx->drv->ring.num)
+			return RPX_TX_NONE;
+		id = (uint16_t)tx->fresh++;
 	}
-	if (rpx_likely(tx->n_spare > 0))
-		rpx_tx_fill(tx, buf, tx->spare[--tx->n_spare]);
-	else if (tx->fresh < tx->pool.count && tx->fresh < tx->drv->ring.num)
-		rpx_tx_fill(tx, buf, tx->fresh++);
-	else
-		return RPX_TX_NONE;
+	buf->data = tx->pool.base + (size_t)id * tx->pool.size + RPX_HDR;
+	buf->cap = tx->room;
+	buf->token = id;
 	return RPX_TX_BUFFER;
+}
+
+/* Driver: before the first rpx_tx_get, once drv, pool and spare are set. */
+static inline void rpx_tx_start_drv(struct rpx_tx *tx)
+{
+	tx->n_spare = tx->fresh = 0;
+	tx->room = tx->pool.size - RPX_HDR <= 0xffffu ? tx->pool.size - RPX_HDR : 0xffffu;
 }
 
 /* Device: the next buffer that the driver posted. One too short for the header is given back empty. */
@@ -306,7 +313,7 @@ RPX_HOT int rpx_tx_get_dev(struct rpx_tx *tx, struct rpx_txbuf *buf)
 			return rpx_dev_fail(tx->dev, RPX_E_DESC_ADDR);
 		if (rpx_likely(seg.len >= RPX_HDR)) {
 			buf->data = seg.ptr + RPX_HDR;
-			buf->cap = seg.len - RPX_HDR <= 0xffffu ? seg.len - RPX_HDR : 0xffffu;
+			buf->cap = tx->room = seg.len - RPX_HDR <= 0xffffu ? seg.len - RPX_HDR : 0xffffu;
 			buf->token = head;
 			return RPX_TX_BUFFER;
 		}
@@ -319,10 +326,7 @@ RPX_HOT int rpx_tx_get_dev(struct rpx_tx *tx, struct rpx_txbuf *buf)
 /* A buffer to fill: RPX_TX_BUFFER, RPX_TX_NONE, or the rule that the peer broke. */
 RPX_HOT int rpx_tx_get(struct rpx_tx *tx, struct rpx_txbuf *buf)
 {
-	int rc = tx->drv != NULL ? rpx_tx_get_drv(tx, buf) : rpx_tx_get_dev(tx, buf);
-	if (rpx_likely(rc == RPX_TX_BUFFER))
-		tx->room = buf->cap;
-	return rc;
+	return tx->drv != NULL ? rpx_tx_get_drv(tx, buf) : rpx_tx_get_dev(tx, buf);
 }
 
 /* Hand a buffer back unsent; it is the next one rpx_tx_get returns. */
@@ -342,8 +346,8 @@ RPX_HOT int rpx_tx_put(struct rpx_tx *tx, const struct rpx_txbuf *buf, uint32_t 
 	rpx_put16(&h->flags, 0, tx->swap);
 	RPX_CLEAN(h, RPX_HDR + len);
 	if (tx->drv != NULL)
-		return rpx_drv_add1(tx->drv, tx->pool.addr + (uint64_t)buf->token * tx->pool.size, RPX_HDR + len, false,
-				    buf->token);
+		return rpx_drv_post(tx->drv, (uint16_t)buf->token, tx->pool.addr + (uint64_t)buf->token * tx->pool.size,
+				    RPX_HDR + len, false);
 	return rpx_dev_push(tx->dev, (uint16_t)buf->token, RPX_HDR + len);
 }
 

@@ -132,7 +132,8 @@ struct rpx_drv_slot {
 	uint64_t seq;    /* number of the chain that starts here, counted since rpx_drv_init */
 	uint32_t limit;  /* the most that used.len may say for the chain that starts here */
 	uint32_t cookie; /* the caller's, given back by rpx_drv_get */
-	uint16_t count;  /* descriptors in the chain that starts here; 0 while it is not a head in flight */
+	uint16_t length; /* descriptors in the chain that starts here */
+	bool flying;     /* it is the head of a chain that the device has, or is about to have */
 	uint16_t next;   /* next of the chain, or of the free list */
 };
 
@@ -151,11 +152,6 @@ struct rpx_drv {
 	uint16_t num_free;
 	uint16_t in_flight; /* heads the device has, staged ones included */
 	bool muted;
-};
-
-struct rpx_used {
-	uint32_t cookie;
-	uint32_t len;
 };
 
 /* One buffer of a chain to add. */
@@ -183,7 +179,7 @@ static inline void rpx_drv_init(struct rpx_drv *q, const struct rpx_ring *ring, 
 	q->in_flight = 0;
 	q->muted = false;
 	for (uint32_t i = 0; i < ring->num; i++) {
-		slots[i].count = 0;
+		slots[i].flying = false;
 		slots[i].next = (uint16_t)(i + 1u);
 	}
 }
@@ -206,25 +202,42 @@ static inline void rpx_drv_stage(struct rpx_drv *q, uint16_t head)
 	q->in_flight++;
 }
 
-/* Stage one buffer; the device sees it after rpx_drv_publish. RPX_E_FULL without a free descriptor. */
-RPX_HOT int rpx_drv_add1(struct rpx_drv *q, uint64_t addr, uint32_t len, bool write, uint32_t cookie)
+/*
+ * Stage one buffer in descriptor `id`; the device sees it after rpx_drv_publish. For a driver that keeps descriptor and
+ * buffer together for good, with rpx_drv_used: such a queue uses no free list, so never mix these two with rpx_drv_add
+ * and rpx_drv_get. RPX_E_INVAL where `id` is in flight or out of range, or `len` is 0.
+ */
+RPX_HOT int rpx_drv_post(struct rpx_drv *q, uint16_t id, uint64_t addr, uint32_t len, bool write)
 {
 	if (rpx_unlikely(q->broken != 0))
 		return q->broken;
-	if (rpx_unlikely(len == 0))
+	if (rpx_unlikely(id >= q->ring.num || len == 0))
 		return RPX_E_INVAL;
-	if (rpx_unlikely(q->num_free == 0))
-		return RPX_E_FULL;
-	uint16_t head = q->free_head;
-	struct rpx_drv_slot *slot = &q->slots[head];
-	q->free_head = slot->next;
-	q->num_free--;
+	struct rpx_drv_slot *slot = &q->slots[id];
+	if (rpx_unlikely(slot->flying))
+		return RPX_E_INVAL;
 	slot->limit = len;
-	slot->cookie = cookie;
-	slot->count = 1;
-	rpx_drv_put_desc(&q->ring, head, addr, len, write ? RPX_DESC_F_WRITE : 0u, 0);
-	rpx_drv_stage(q, head);
+	slot->length = 1;
+	slot->flying = true;
+	rpx_drv_put_desc(&q->ring, id, addr, len, write ? RPX_DESC_F_WRITE : 0u, 0);
+	rpx_drv_stage(q, id);
 	return 0;
+}
+
+/* Stage one buffer in a free descriptor; `cookie` comes back from rpx_drv_get. RPX_E_FULL without a free one. */
+RPX_HOT int rpx_drv_add1(struct rpx_drv *q, uint64_t addr, uint32_t len, bool write, uint32_t cookie)
+{
+	uint16_t head = q->free_head;
+	if (rpx_unlikely(q->num_free == 0 && q->broken == 0 && len != 0))
+		return RPX_E_FULL;
+	uint16_t next = q->slots[head & q->ring.mask].next;
+	int rc = rpx_drv_post(q, head, addr, len, write);
+	if (rc == 0) {
+		q->slots[head].cookie = cookie;
+		q->free_head = next;
+		q->num_free--;
+	}
+	return rc;
 }
 
 /*
@@ -268,7 +281,8 @@ static inline int rpx_drv_add(struct rpx_drv *q, const struct rpx_sg *sg, uint32
 	q->num_free = (uint16_t)(q->num_free - n);
 	q->slots[head].limit = limit;
 	q->slots[head].cookie = cookie;
-	q->slots[head].count = (uint16_t)n;
+	q->slots[head].length = (uint16_t)n;
+	q->slots[head].flying = true;
 	rpx_drv_stage(q, head);
 	return 0;
 }
@@ -301,7 +315,8 @@ static inline int rpx_drv_add_indirect(struct rpx_drv *q, struct rpx_desc *table
 	q->num_free--;
 	slot->limit = limit;
 	slot->cookie = cookie;
-	slot->count = 1;
+	slot->length = 1;
+	slot->flying = true;
 	rpx_drv_put_desc(&q->ring, head, table_addr, 16u * n, RPX_DESC_F_INDIRECT, 0);
 	rpx_drv_stage(q, head);
 	return 0;
@@ -325,8 +340,11 @@ RPX_HOT bool rpx_drv_publish(struct rpx_drv *q)
 	return (rpx_get16(rpx_ring_w16(r->used, RPX_RING_FLAGS), r->swap) & RPX_USED_F_NO_NOTIFY) == 0;
 }
 
-/* The next used chain: 1 and *used, 0 where there is none, or the rule that the device broke. */
-RPX_HOT int rpx_drv_get(struct rpx_drv *q, struct rpx_used *used)
+/*
+ * The head of the next used chain: 1 with *id and *len, 0 where there is none, or the rule that the device broke. The
+ * descriptors stay the caller's: see rpx_drv_post, or use rpx_drv_get.
+ */
+RPX_HOT int rpx_drv_used(struct rpx_drv *q, uint16_t *id, uint32_t *len)
 {
 	const struct rpx_ring *r = &q->ring;
 	if (rpx_unlikely(q->broken != 0))
@@ -343,26 +361,42 @@ RPX_HOT int rpx_drv_get(struct rpx_drv *q, struct rpx_used *used)
 		q->seq_seen = q->seq_pub;
 	}
 	const struct rpx_used_elem *e = rpx_ring_used_entry(r, q->last_used);
-	uint32_t id = rpx_get32(&e->id, r->swap);
-	uint32_t len = rpx_get32(&e->len, r->swap);
-	if (rpx_unlikely(id >= r->num))
+	uint32_t head = rpx_get32(&e->id, r->swap);
+	uint32_t written = rpx_get32(&e->len, r->swap);
+	if (rpx_unlikely(head >= r->num))
 		return rpx_drv_fail(q, RPX_E_USED_ID);
-	struct rpx_drv_slot *slot = &q->slots[id];
-	if (rpx_unlikely(slot->count == 0 || slot->seq >= q->seq_seen))
+	struct rpx_drv_slot *slot = &q->slots[head];
+	if (rpx_unlikely(!slot->flying || slot->seq >= q->seq_seen))
 		return rpx_drv_fail(q, RPX_E_USED_IDLE);
-	if (rpx_unlikely(len > slot->limit))
+	if (rpx_unlikely(written > slot->limit))
 		return rpx_drv_fail(q, RPX_E_USED_LEN);
-	uint16_t tail = (uint16_t)id;
-	for (uint16_t k = 1; k < slot->count; k++)
-		tail = q->slots[tail].next;
-	q->slots[tail].next = q->free_head;
-	q->free_head = (uint16_t)id;
-	q->num_free = (uint16_t)(q->num_free + slot->count);
-	slot->count = 0;
+	slot->flying = false;
 	q->in_flight--;
 	q->last_used++;
-	used->cookie = slot->cookie;
-	used->len = len;
+	*id = (uint16_t)head;
+	*len = written;
+	return 1;
+}
+
+struct rpx_used {
+	uint32_t cookie;
+	uint32_t len;
+};
+
+/* The next used chain, its descriptors freed: 1 and *used, 0 where there is none, or the rule that the device broke. */
+RPX_HOT int rpx_drv_get(struct rpx_drv *q, struct rpx_used *used)
+{
+	uint16_t head = 0;
+	int rc = rpx_drv_used(q, &head, &used->len);
+	if (rc <= 0)
+		return rc;
+	uint16_t tail = head;
+	for (uint16_t k = 1; k < q->slots[head].length; k++)
+		tail = q->slots[tail].next;
+	q->slots[tail].next = q->free_head;
+	q->free_head = head;
+	q->num_free = (uint16_t)(q->num_free + q->slots[head].length);
+	used->cookie = q->slots[head].cookie;
 	return 1;
 }
 

@@ -89,6 +89,19 @@ def _read(fd: int) -> int:
         return 0
 
 
+# A forked child has no part in its parent's remotes. It gives up its copies of the descriptors: the remote's process
+# lives as long as somebody holds its lifeline.
+_platforms: weakref.WeakSet[LocalPlatform] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for platform in list(_platforms):
+        platform._forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class Run(Protocol):
     """One life of a remote."""
 
@@ -103,6 +116,9 @@ class Run(Protocol):
 
     def end(self) -> None:
         """Stop it, with force if need be. Idempotent. Raises Timeout if even that fails for some seconds."""
+
+    def forget(self) -> None:
+        """In a forked child: give up descriptors, and touch nothing else."""
 
 
 class LocalPlatform(Platform):
@@ -120,6 +136,7 @@ class LocalPlatform(Platform):
         self._state = threading.Lock()
         self._detaching = threading.Lock()
         self._closed = False
+        _platforms.add(self)
 
     def _doorbell(self, listen: int, ring: int) -> EventfdDoorbell:
         return EventfdDoorbell(listen, ring)
@@ -182,6 +199,18 @@ class LocalPlatform(Platform):
                     raise StateError(f"the remote ended instead of detaching: {run.crash or 'stopped'}")
                 if left <= 0:
                     raise Timeout(f"the remote did not acknowledge the detach in {timeout} s")
+
+    def _forget(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._state, self._detaching = threading.Lock(), threading.Lock()  # whoever had them stayed behind
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        if self._run is not None:
+            self._run.forget()
+        self.doorbell.close()
+        self._mailbox.close()
 
     def close(self) -> None:
         with self._state:

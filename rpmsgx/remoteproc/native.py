@@ -177,6 +177,9 @@ class _Thread:
         if self._thread.is_alive():
             raise Timeout("the remote's thread does not stop")
 
+    def forget(self) -> None:
+        pass
+
 
 class _NativeDoorbell(EventfdDoorbell):
     """An eventfd and, while there is one, the remote's process: its death rings."""
@@ -279,6 +282,13 @@ class _Process:
 
     def fileno(self) -> int:
         return self._pidfd
+
+    def forget(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._child.returncode = -1  # not this process's child: there is nothing to reap
+            os.close(self._pidfd)
+            os.close(self._lifeline)
 
     def end(self) -> None:
         import subprocess

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import struct
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, Self
 
 from rpmsgx.errors import ChannelRemoved, FirmwareError, StateError, Timeout
 from rpmsgx.memory.carveout import Allocator
+from rpmsgx.notify.doorbell import readable
 from rpmsgx.remoteproc.platform import Image, Platform, open_platform
 from rpmsgx.rpmsg.bus import Bus, Endpoint
 from rpmsgx.virtio.link import BUFFER_SIZE, Buffers, VdevLink
@@ -35,6 +38,18 @@ LINGER = 0.2  # seconds for the remote to take what was sent, at a stop
 KICK_INTERVAL = 0.1  # seconds between kicks while a remote that has just started announces nothing
 
 
+# A forked child has no part in its parent's remotes: its objects raise StateError and stop nothing.
+_remoteprocs: weakref.WeakSet[Remoteproc] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for rproc in list(_remoteprocs):
+        rproc._forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class RprocLink(VdevLink):
     """A vdev of a remote core. The doorbell and the memory are the platform's, and stay when the vdev goes."""
 
@@ -43,21 +58,37 @@ class RprocLink(VdevLink):
             "driver", url, space=platform.space, doorbell=platform.doorbell, desc_addr=platform.desc_addr, **where
         )
         self._platform = platform
+        self.started = False  # until then a crash is that of the life before
 
-    def alive(self) -> bool:
-        crash = self._platform.crash
-        if crash is not None:
+    @property
+    def ended(self) -> bool:  # type: ignore[override]
+        crash = self._crash
+        if crash is not None and not self._closed:
             self.gone = f"the remote crashed: {crash}"
-        return crash is None and super().alive()
+        return self._closed or crash is not None
+
+    @property
+    def _crash(self) -> str | None:
+        return self._platform.crash if self.started else None
 
     def present(self) -> bool:
-        return self._platform.crash is None
+        return not self.ended
+
+    def end(self, reason: str) -> None:
+        """The vdev goes: its device is reset, and the bus on it is told why when it looks."""
+        if not self._closed:
+            if self._crash is None:
+                self.gone = reason
+            self.close()
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
             self._vdev.status = 0
             self.doorbell.kick(0)
+
+    def hang_up(self) -> None:
+        pass
 
     def close_descriptors(self) -> None:
         self._closed = True
@@ -93,9 +124,11 @@ class Remoteproc:
         self._running = False
         self._closed = False
         self._image: Image | None = None
-        self._buses: list[Bus] = []
+        self._buses: dict[Bus, RprocLink] = {}
         self._traces: tuple[Trace, ...] = ()
         self._undo = contextlib.ExitStack()
+        self._forked = False
+        _remoteprocs.add(self)
         if auto_boot:
             try:
                 self.boot()
@@ -127,6 +160,7 @@ class Remoteproc:
     @firmware.setter
     def firmware(self, firmware: str | None) -> None:
         with self._lock:
+            self._check_open()
             if self._running:
                 raise StateError(f"{self.name} is {self.state}: its firmware can change only while it is offline")
             self._firmware = firmware
@@ -182,7 +216,8 @@ class Remoteproc:
             step("start the core")
             platform.start(image.entry)
             log.info("%s started at %#x", platform.cpu, image.entry)
-            for bus in self._buses:
+            for bus, link in self._buses.items():
+                link.started = True
                 bus.start()
             self._image = image
             self._undo = stop.pop_all()
@@ -259,12 +294,17 @@ class Remoteproc:
         link = RprocLink(self._platform, url, region=region, offset=offset, buffers=buffers)
         bus = Bus(link, spin=self._spin, start=False)
         bus.owner = self
-        self._buses.append(bus)
+        self._buses[bus] = link
         return bus
 
     def _remove_bus(self, bus: Bus) -> None:
-        self._buses.remove(bus)
-        bus.close(LINGER)
+        """The bus stays, without a link: calls end with ChannelRemoved, poll() tells of the channels that went."""
+        link = self._buses.pop(bus)
+        deadline = time.monotonic() + LINGER
+        while bus.is_up and bus.counters["outstanding"] and time.monotonic() < deadline:
+            readable(self._platform.doorbell.fileno(), 0.005)
+        link.end("the remote was stopped")
+        bus.is_up  # noqa: B018  it looks, and wakes everybody
 
     def _stop_core(self) -> None:
         self._platform.stop()
@@ -303,7 +343,17 @@ class Remoteproc:
                 self._closed = True
                 self._platform.close()
 
+    def _forget(self) -> None:
+        if not self._closed:
+            self._closed = self._forked = True
+            self._lock = threading.RLock()  # whoever had it stayed behind
+            self._undo.pop_all()
+            self._running = False
+            self._image = None
+
     def _check_open(self) -> None:
+        if self._forked:
+            raise StateError(f"{self.name} was made before a fork: it belongs to the parent process")
         if self._closed:
             raise StateError(f"{self.name} is closed")
 
@@ -332,22 +382,25 @@ class Remoteproc:
         buses = self._buses
         if not buses:
             raise StateError(f"{self.name} is {self.state}: it has no bus")
-        return buses[0]
+        return next(iter(buses))
 
     def open(self, service_name: str, *, timeout: float | None = None) -> Endpoint:
         """Wait until the remote announces `service_name`; an endpoint bound to it. See `Bus.open`.
 
         A remote that announces nothing at first is kicked again now and then: it may not have listened yet.
         """
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout must be None or at least 0 seconds, not {timeout!r}")
         bus = self.bus
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = KICK_INTERVAL if deadline is None else deadline - time.monotonic()
             try:
                 return bus.open(service_name, timeout=max(0.0, min(left, KICK_INTERVAL)))
-            except Timeout:
+            except Timeout as error:
                 if deadline is not None and time.monotonic() >= deadline:
-                    raise
+                    said = str(error).partition("; ")[2]
+                    raise Timeout(f"{self.name} did not announce {service_name!r} within {timeout} s; {said}") from None
                 if not bus.channels:
                     bus.start()
             except ChannelRemoved as error:

@@ -176,6 +176,9 @@ class _Core:
         self._access = f"{kinds.get(access, 'invalid access')} (address {address:#010x}, {size} bytes)"
         return False
 
+    def forget(self) -> None:
+        pass
+
     def end(self) -> None:
         if not self._thread.is_alive():
             return

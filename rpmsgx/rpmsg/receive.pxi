@@ -13,7 +13,7 @@ cdef inline int bus_step(Bus bus, Endpoint want, rpx_msg *msg) except -1:
     if bus.stall_endpoint is not None and not bus_unstall(bus):
         return STALLED
     rc = rpx_rx_next(&bus.rx, msg)
-    if rc == RPX_RX_MESSAGE and want is not None and msg.dst == want.src:
+    if rc == RPX_RX_MESSAGE and msg.dst == want.src:
         if want.peer == RPX_ADDR_ANY:
             want.peer = msg.src
         return MINE
@@ -21,6 +21,7 @@ cdef inline int bus_step(Bus bus, Endpoint want, rpx_msg *msg) except -1:
 
 
 cdef int bus_step_other(Bus bus, int rc, rpx_msg *msg) except -1:
+    """What rpx_rx_next() gave, where nobody is waiting for it in this call: OTHER, EMPTY or STALLED."""
     if rc == RPX_RX_MESSAGE:
         return bus_route(bus, msg)
     if rc == RPX_RX_EMPTY:
@@ -106,8 +107,10 @@ cdef int bus_pull(Bus bus) except -1:
     if not bus.up:
         return 0
     budget = 2 * <uint32_t>(bus.drv_rx.ring.num if bus.rx.drv != NULL else bus.dev_rx.ring.num)
-    while budget > 0 and bus_step(bus, None, &msg) == OTHER:
+    while budget > 0 and bus.up and (bus.stall_endpoint is None or bus_unstall(bus)):
         budget -= 1
+        if bus_step_other(bus, rpx_rx_next(&bus.rx, &msg), &msg) != OTHER:
+            break
     bus_flush_rx(bus)
     if bus.announce:
         bus_flush_announce(bus)

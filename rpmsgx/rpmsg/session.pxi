@@ -31,6 +31,8 @@ cdef int bus_session_check(Bus bus, bint kick) except -1:
             session = bus.link.session()
             if session is not None and bus.state == OPEN:
                 bus_session_start(bus, session, kick)
+            elif bus.link.ended and bus.state == OPEN:
+                bus_session_over(bus)
     except BaseException:
         if bus.state != CLOSED:  # closed under our hands by another thread
             raise
@@ -123,7 +125,7 @@ cdef int bus_session_driver(Bus bus, session, rpx_ring *rx, rpx_ring *tx) except
     rpx_rx_post(&bus.rx)
     rpx_rx_publish(&bus.rx)
     bus.status = NULL
-    bus.tx.room = min(bus.tx.pool.size - RPX_HDR, 0xffff)
+    rpx_tx_start_drv(&bus.tx)
     return 0
 
 
@@ -184,7 +186,7 @@ cdef int bus_session_over(Bus bus) except -1:
         if bus.link.ended:
             bus.state = DEAD
             bus.kick_fd = -1
-            bus.doorbell.close()  # the peer may have touched nothing that is missing: it shall know all the same
+            bus.link.hang_up()  # the peer may have touched nothing that is missing: it shall know all the same
     bus.epoch += 1
     for channel in list(bus.channel_list):
         bus_channel_remove(bus, channel)

@@ -14,10 +14,15 @@ cdef uint32_t bus_current_mtu(Bus bus) except? 0xffffffff:
     return bus.tx.room
 
 
+cdef inline bint bus_can_transmit(Bus bus) noexcept:
+    """Whether the link is up, as far as this end can see without asking it."""
+    return bus.up and (bus.status == NULL or rpx_load8(bus.status) & RPX_STATUS_DRIVER_OK != 0)
+
+
 cdef inline int bus_transmit(Bus bus, uint32_t src, uint32_t dst, const uint8_t *data, Py_ssize_t size) except -1:
     """Stage one message. 1: staged, flush_tx() sends it. 0: no buffer, or no link, now. Raises MessageSize."""
     cdef int rc
-    if not bus.up or (bus.status != NULL and rpx_load8(bus.status) & RPX_STATUS_DRIVER_OK == 0):
+    if not bus_can_transmit(bus):
         return bus_transmit_down(bus)
     rc = rpx_tx_send(&bus.tx, src, dst, data, <size_t>size)
     if rc == RPX_TX_BUFFER:

@@ -33,8 +33,6 @@ TABLE_LIMIT = 0x4000  # bytes that a table may have: OpenAMP's first vring lies 
 class FileLink(VdevLink):
     """One end of a link in a shared file; `bell` is the socket's path, None for a link that is polled."""
 
-    gone = "the peer closed it, died, or was reset"
-
     def __init__(
         self, role: Role, path: str, *, layout: Layout, bell: str | None, create: bool, server: bool
     ) -> None:
@@ -72,10 +70,14 @@ class FileLink(VdevLink):
             self._attach(file.space, file.region, file.vdev_offset, file.buffers, file.table_end)
         return super().session()
 
+    @property
+    def gone(self) -> str:  # type: ignore[override]
+        return "the shared file was truncated" if self.ended else "the peer closed it, died, or was reset"
+
     def alive(self) -> bool:
-        if self.ended:
-            self.gone = "the shared file was truncated"
-        elif self.role == "driver" and self._polled and not self._vdev.status & DRIVER_OK:
+        if self._closed:
+            return False
+        if self.role == "driver" and self._polled and not self._vdev.status & DRIVER_OK:
             return False  # the device has no other way to say that it went
         return super().alive()
 

@@ -98,6 +98,10 @@ class Link:
     def needs_reset(self) -> None:
         """The peer broke a rule: say so where the transport lets this end say so (VIRTIO 2.1.2-2)."""
 
+    def hang_up(self) -> None:
+        """There will be no other session: let the peer see it."""
+        self.doorbell.close()
+
     def close(self) -> None:
         """End the session for good: a driver resets the device. Gives up descriptors and memory. Idempotent."""
         raise NotImplementedError

@@ -78,8 +78,13 @@ class VirtualDoorbell(Doorbell):
                 peer.lost += 1
                 peer.kick_fd = -1
                 peer.ring()
-        os.close(self._event)
-        self._event = -1
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Give up the descriptor alone: the other end, and whoever holds the lock, may be in the parent process."""
+        event, self._event = self._event, -1
+        if event >= 0:
+            os.close(event)
 
 
 class VirtualLink(VdevLink):
@@ -94,6 +99,7 @@ class VirtualLink(VdevLink):
                 raise StateError(f"the {role} end of virtual:{name} is open already")
             doorbell = wire.ends[role] = VirtualDoorbell(wire, role)
         self._wire = wire
+        self._doorbell = doorbell
         super().__init__(
             role,
             f"virtual:{name}",
@@ -106,6 +112,9 @@ class VirtualLink(VdevLink):
             in_process=True,
         )
         doorbell.kick(0)
+
+    def close_descriptors(self) -> None:
+        self._doorbell.abandon()
 
     def close(self) -> None:
         if not self._closed and self.role == "device":

@@ -158,7 +158,9 @@ def test_no_kick_before_driver_ok() -> None:
 
 
 @rule("2.2.1-1", "2.2.1-2", "2.2.1-3", "2.2.1-4", "2.2.1-6")
-@pytest.mark.parametrize("offered", [0, NS, EVENT_IDX, INDIRECT_DESC, ALL, UNKNOWN, 0xFFFFFFFF, 1 << 1, 1 << 24, 1 << 30])
+@pytest.mark.parametrize(
+    "offered", [0, NS, EVENT_IDX, INDIRECT_DESC, ALL, UNKNOWN, 0xFFFFFFFF, 1 << 1, 1 << 24, 1 << 30]
+)
 def test_the_driver_accepts_what_it_knows_of_what_is_offered(offered: int) -> None:
     with watched(offered) as (wire, _):
         assert wire.memory.get(4, GFEATURES) == offered & ALL

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support_link import ROLES, ROUNDS, TRANSPORTS, WAIT, Pair, until
 
 import rpmsgx
-from support_link import ROLES, ROUNDS, TRANSPORTS, WAIT, Pair, until
 
 pytestmark = pytest.mark.timeout(120)
 MTU = 496
@@ -368,7 +368,7 @@ def test_a_callback_may_close_its_endpoint_and_create_others(pair: Pair) -> None
         made.append(pair.far.create_endpoint(dst=src))
         endpoint.close()
 
-    client, service = pair.endpoints(far={"callback": callback})
+    client, _ = pair.endpoints(far={"callback": callback})
     client.send_many([b"1", b"2"])
     until(lambda: made, pair.far)
     assert len(made) == 1
@@ -676,7 +676,7 @@ def test_the_peer_leaves_and_comes_back(pair: Pair, threads: Callable[..., Futur
         with pytest.raises(rpmsgx.ChannelRemoved) as error:
             waiting.result(WAIT)
         assert isinstance(error.value, BrokenPipeError) and error.value.errno is not None
-        until(lambda: len(removed) == turn + 1, pair.near)
+        until(lambda turn=turn: len(removed) == turn + 1, pair.near)
         assert pair.near.channels == []
         pair.far = pair.open(pair.far_role)
         pair.settle()
@@ -695,7 +695,7 @@ def test_the_peer_leaves_and_comes_back(pair: Pair, threads: Callable[..., Futur
 def test_the_peer_leaves_while_threads_wait_for_everything(
     pair: Pair, threads: Callable[..., Future[Any]]
 ) -> None:
-    client, service = pair.endpoints()
+    client, _ = pair.endpoints()
     while client.try_send(b"x"):
         pass
     waiting = [threads(client.recv), threads(client.send, b"x"), threads(client.claim), threads(client.hold)]

@@ -11,8 +11,8 @@ Everything wrong that it sees raises Violation with the rule: an id of docs/conf
 has no rule the place where the wrong bytes stood:
 
     file, resource-table        the shared file and its table
-    avail.idx, avail.ring       an index that jumped; a head out of range or exposed twice, or not the driver's write
-    used.idx, used.ring         likewise; an id that is not outstanding, or not the device's write
+    avail.idx, avail.ring       an index that jumped; a head out of range or exposed twice; device wrote it
+    used.idx, used.ring         likewise; an id that is not outstanding; driver wrote it
     used.len                    shorter than a header
     desc.addr, desc.len, desc.next, desc.flags
     rpmsg-header                src, dst, reserved, len or flags of a message
@@ -414,7 +414,7 @@ class _DeviceQueue(_Queue):
             back = count >= 0x8000
             self.bad(
                 "2.7.6.1-1" if back else "avail.idx",
-                f"went {'back ' if back else ''}from {self.seen} to {idx} with {len(self.ready)} of {self.num} outstanding",
+                f"went from {self.seen} to {idx} with {len(self.ready)} of {self.num} outstanding",
             )
         for i in range(count):
             slot = self.seen + i & self.num - 1
@@ -530,7 +530,7 @@ class LiteralPeer:
     prefill          [lite] the driver pre-fills its tx used ring
     kick_always      the other end's suppression of doorbells is ignored
     ignore_event_idx [openamp] EVENT_IDX is accepted and then not applied
-    split, indirect  "tx", "rx", "tx rx": the driver cuts buffers into header and payload; describes them indirectly
+    split, indirect  "tx", "rx", "tx+rx": the driver cuts buffers into header and payload; indirect tables
     dirty            a server leaves no byte of the file zero but the table's
 
     `.channels` is {name: address} as the other end announced, `.announcements` [(name, address, flags)] all
@@ -685,8 +685,8 @@ class LiteralPeer:
 
     def _check_table(self) -> None:
         """Every byte of the table, and the geometry that it gives."""
-        self.table = self.mm[:TABLE_SIZE] (ver, entries, reserved0, reserved1, offset, kind, ident, notifyid,
-        self.dfeatures, gfeatures, config_len,
+        self.table = self.mm[:TABLE_SIZE]
+        (ver, entries, reserved0, reserved1, offset, kind, ident, notifyid, dfeatures, gfeatures, config_len,
          status, rings, reserved2, *vrings) = TABLE.unpack(self.table)  # fmt: skip
         for name, value, must in (
             ("ver", ver, 1),
@@ -705,7 +705,8 @@ class LiteralPeer:
         ):
             if value != must:
                 self.bad("resource-table", f"{name} is {value:#x}, must be {must:#x}")
-        if self.dfeatures & ~KNOWN_FEATURES:
+        self.dfeatures = dfeatures
+        if dfeatures & ~KNOWN_FEATURES:
             self.bad(
                 "2.2.2-3", f"dfeatures {self.dfeatures:#x} offer bits that an rpmsg device cannot honour"
             )
@@ -747,8 +748,8 @@ class LiteralPeer:
         self.counters["tolerated"] += 1
 
     def fence(self) -> None:
-        """A full memory barrier: the call gives up the GIL and takes it again, both of which are atomic
-        swaps.""" self._waiter.poll(0)
+        """A full memory barrier: the call gives up the GIL and takes it again, two atomic swaps."""
+        self._waiter.poll(0)
 
     def kick(self) -> None:
         """[openamp] One byte of any value: look at every vring."""
@@ -888,9 +889,12 @@ class LiteralPeer:
         """
         if not self.is_driver:
             raise ValueError("only a driver resets")
+        self._write_reset()
+        self._stopped()
+
+    def _write_reset(self) -> None:
         self.mem[STATUS] = self.reset_status
         self.kick()
-        self._stopped()
 
     def _stopped(self) -> None:
         self.running = False
@@ -900,8 +904,8 @@ class LiteralPeer:
         self._last_status = 0
 
     def close(self, check: bool = True) -> None:
-        """Look a last time and wait for doorbell bytes still owed, unless `check` is False; as driver,
-        reset.""" if self.closed:
+        """Look a last time and wait for bytes still owed, unless `check` is False; as driver, reset."""
+        if self.closed:
             return
         self.closed = True
         try:
@@ -917,7 +921,7 @@ class LiteralPeer:
         finally:
             if self._bell is not None:
                 if self.is_driver and self.running:
-                    self.reset()
+                    self._write_reset()
                 self._bell.close()
             if hasattr(self, "mm"):
                 self.u16.release()
@@ -1185,8 +1189,9 @@ class LiteralPeer:
                 self.tx.want(False)
 
     def send(self, src: int, dst: int, payload: bytes, timeout: float = 5.0) -> None:
-        """Send one message, waiting at most `timeout` seconds for a buffer; what arrives meanwhile recv()
-        returns.""" self._send(src, dst, payload, time.monotonic() + timeout) self.counters["sent"] += 1
+        """Send one message, waiting at most `timeout` seconds for a buffer; recv() has what came in."""
+        self._send(src, dst, payload, time.monotonic() + timeout)
+        self.counters["sent"] += 1
 
     def recv(self, timeout: float = 5.0) -> Message:
         """The next message that is not for the name service: (src, dst, payload)."""
@@ -1196,8 +1201,7 @@ class LiteralPeer:
         return self.inbox.pop(0)
 
     def poll(self, timeout: float = 0.0) -> int:
-        """Look until something is new, at most `timeout` seconds; the number of messages that wait for
-        recv()."""
+        """Look until something is new, at most `timeout` seconds; the number of messages for recv()."""
 
         def state() -> tuple[int, int, bool, int]:
             return len(self.inbox), len(self.announcements), self.running, self.resets

@@ -47,6 +47,6 @@ def check(seq: int, seed: int, data: bytes) -> None:
     pairs = zip(want, data, strict=False)
     differs = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(want), len(data)))
     raise AssertionError(
-        f"payload {seq} of seed {seed}: {len(data)} bytes for {len(want)}, first difference at byte {differs}; "
+        f"payload {seq} of seed {seed}: {len(data)} bytes for {len(want)}, they differ at byte {differs}; "
         f"the number in it is {found}"
     )
