@@ -158,10 +158,8 @@ class Bus:
         self._senders = _Line(self)
         self._openers: dict[str, _Line] = {}
         self._waiting = 0  # tasks, in all lines
-        self._timer: asyncio.TimerHandle | None = None
         self._fd = bus.fileno()
         self._loop.add_reader(self._fd, self._drive)
-        self._look_again()
 
     async def __aenter__(self) -> Self:
         return self
@@ -198,7 +196,6 @@ class Bus:
             else:
                 raise
         finally:
-            self._look_again()
             self._wake()
 
     def _wake(self) -> None:
@@ -206,22 +203,10 @@ class Bus:
         for line in self._openers.values():
             line.wake()
 
-    def _look_again(self) -> None:
-        """Where nothing rings (no doorbell, or nobody there yet), look as often as the doorbell says."""
-        interval = self._bus.link.doorbell.poll_ms
-        if interval >= 0 and self._timer is None and self._fd >= 0:
-            self._timer = self._loop.call_later(max(interval, 1) / 1000, self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        self._drive()
-
     def _detach(self) -> None:
         if self._fd >= 0 and not self._loop.is_closed():
             self._loop.remove_reader(self._fd)
         self._fd = -1
-        if self._timer is not None:
-            self._timer.cancel()
 
     # -- endpoints and channels ------------------------------------------------------------------------------
 

@@ -23,7 +23,8 @@ from support_memory import GuardedMemory
 from rpmsgx import Bus
 from rpmsgx.memory.region import Region
 from rpmsgx.memory.space import AddressSpace
-from rpmsgx.notify.doorbell import Doorbell, EventfdDoorbell
+from rpmsgx.notify.doorbell import EventfdDoorbell
+from rpmsgx.notify.timer import PolledDoorbell
 from rpmsgx.virtio.link import Buffers, VdevLink
 from rpmsgx.virtio.table import build_vdev_table
 
@@ -157,7 +158,7 @@ class Wire:
         region = Region("wire", self.guarded.buffer, da=DA, pa=PA)
         self.bell: Any
         self.far_bell: Any
-        self.bell, self.far_bell = (Doorbell(), Doorbell()) if polled else Bell.pair()
+        self.bell, self.far_bell = (PolledDoorbell(), PolledDoorbell()) if polled else Bell.pair()
         self.peer: Any
         self.peer = HostileDevice(self) if role == "driver" else HostileDriver(self)
         if role == "device" and begin:

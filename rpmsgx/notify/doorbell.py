@@ -10,12 +10,11 @@ import select
 
 
 class Doorbell:
-    """Base of all doorbells, and the one that never rings (a link that is polled).
+    """Base of all doorbells. Each has a `fileno()`; this `kick()` rings nobody.
 
     `kick_fd`, where it is not negative, lets the bus ring without a Python call: 8 bytes to an eventfd
     (`kick_socket` false), or one byte to a stream socket (`kick_socket` true). `connected` says whether there is a
-    peer, `lost` counts how often one went away, `rang` whether this one has rung yet. Where `poll_ms` is not
-    negative, one that waits looks that often, whatever `fileno()` says. Thread-safe.
+    peer, `lost` counts how often one went away, `rang` whether this one has rung yet. Thread-safe.
     """
 
     kick_fd = -1
@@ -23,11 +22,10 @@ class Doorbell:
     connected = True
     lost = 0
     rang = True
-    poll_ms = 1  # nobody rings: look
 
     def fileno(self) -> int:
-        """The descriptor that is readable while there may be something to look at; -1: there is none, poll."""
-        return -1
+        """The descriptor that is readable while there may be something to look at; the same one until close()."""
+        raise NotImplementedError
 
     def kick(self, notifyid: int) -> None:
         """Ring the peer for the vring with this `notifyid`. Never blocks, never raises because of the peer."""
@@ -41,8 +39,6 @@ class Doorbell:
 
 class EventfdDoorbell(Doorbell):
     """A pair of eventfds: `listen` is ours to wait on, `ring` is the peer's. Both are owned and closed."""
-
-    poll_ms = -1
 
     def __init__(self, listen: int, ring: int) -> None:
         self._listen = listen

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rpmsgx.notify.doorbell import Doorbell
 from rpmsgx.notify.inotify import Watch
+from rpmsgx.notify.timer import Timer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ class Meeting:
 
     What it waits for is registered in `epoll`. A listener takes the next peer only once the one before has gone and
     `before_listen` was called: until then the socket is there, but refuses connections. So whoever connects finds
-    things as `before_listen` left them. `retry` says that only looking again tells whether there is a peer.
+    things as `before_listen` left them. Where only looking again tells whether there is a peer, a timer asks for it.
 
     The socket file has mode 0600 and appears whole; one that a dead listener left is replaced. Raises OSError at
     once: EADDRINUSE for a live socket at `path`, EEXIST for something that is no socket. Not thread-safe.
@@ -45,7 +46,6 @@ class Meeting:
     ) -> None:
         self.path = path
         self.peer: socket.socket | None = None
-        self.retry = False
         self._listen = listen
         self._epoll = epoll
         self._before_listen = before_listen
@@ -54,9 +54,15 @@ class Meeting:
         self._last: socket.socket | None = None
         self._identity = (0, 0)
         self._pid = os.getpid()
-        if listen:
-            _check_free(path)
-            self._begin()
+        self._timer = Timer()
+        try:
+            epoll.register(self._timer, select.EPOLLIN)
+            if listen:
+                _check_free(path)
+                self._begin()
+        except BaseException:
+            self._timer.close()
+            raise
 
     def step(self) -> bool:
         """Look for a peer. True: `peer` is a new connection, non-blocking, registered in the epoll."""
@@ -69,7 +75,7 @@ class Meeting:
         return True
 
     def drop(self) -> None:
-        """The peer has gone, or is to go: forget it, and begin again.
+        """The peer has gone, or is to go: forget it, and begin again: at the next step, for which the timer asks.
 
         Its descriptor is closed with the next one's: until then somebody may still ring there, who must not meet a
         stranger's descriptor of the same number.
@@ -86,6 +92,8 @@ class Meeting:
             self._last = peer
         if self._listen:
             self._try_to_listen()
+        else:
+            self._retry(True)
 
     def close(self) -> None:
         """Give up everything; the socket file is removed if it is still this one's. Idempotent.
@@ -98,7 +106,7 @@ class Meeting:
                     os.unlink(self.path)
             except OSError:
                 pass
-        for end in (self.peer, self._last, self._listener, self._watch):
+        for end in (self.peer, self._last, self._listener, self._watch, self._timer):
             if end is not None:
                 end.close()
         self.peer = self._last = self._listener = self._watch = self._before_listen = None
@@ -107,6 +115,9 @@ class Meeting:
     def forked(self) -> bool:
         """Whether this is a forked child's copy."""
         return self._pid != os.getpid()
+
+    def _retry(self, wanted: bool) -> None:
+        self._timer.set(RETRY_MS if wanted else 0)
 
     # -- listening
 
@@ -118,9 +129,9 @@ class Meeting:
     def _try_to_listen(self) -> None:
         try:
             self._begin()
-            self.retry = False
+            self._retry(False)
         except OSError:  # the directory has gone, descriptors ran out: the next look tries again
-            self.retry = True
+            self._retry(True)
 
     def _place(self, *, listen: bool) -> None:
         """Put a socket of our own at `path`, in the place of the one that may be there."""
@@ -156,7 +167,7 @@ class Meeting:
             peer, _ = listener.accept()
         except OSError as error:
             # One that has gone again is not worth a word; without descriptors it must wait.
-            self.retry = error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR)
+            self._retry(error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR))
             return None
         try:
             self._epoll.unregister(listener)
@@ -164,7 +175,7 @@ class Meeting:
         except OSError:
             listener.close()
             self._listener = None
-        self.retry = False
+        self._retry(False)
         return peer
 
     # -- connecting
@@ -181,7 +192,7 @@ class Meeting:
         elif peer is None and self._watch is not None:
             self._watch.drain()
             peer, error = _dial(self.path)
-        self.retry = peer is None and (error != errno.ENOENT or self._watch is None)
+        self._retry(peer is None and (error != errno.ENOENT or self._watch is None))
         if peer is not None and self._watch is not None:
             self._epoll.unregister(self._watch)
             self._watch.close()
@@ -212,16 +223,12 @@ class SocketDoorbell(Doorbell):
             raise
         self.drain()
 
-    @property
-    def poll_ms(self) -> int:  # type: ignore[override]
-        return RETRY_MS if self._meeting.retry else -1
-
     def fileno(self) -> int:
         return self._epoll.fileno()
 
     def kick(self, notifyid: int) -> None:
         peer = self._meeting.peer
-        if peer is not None:
+        if peer is not None and self.connected:
             try:
                 peer.send(b"\1", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except OSError:
@@ -229,9 +236,7 @@ class SocketDoorbell(Doorbell):
 
     def drain(self) -> None:
         with self._lock:
-            if self._epoll.closed:
-                return
-            if self._meeting.peer is None and not self._meet():
+            if self._epoll.closed or not self._meet():
                 return
             peer = self._meeting.peer
             assert peer is not None
@@ -248,19 +253,28 @@ class SocketDoorbell(Doorbell):
             except OSError:
                 size = 0
             if size == 0:
-                self.connected = self.rang = False
-                self.lost += 1
-                self.kick_fd = -1
-                self._meeting.drop()
+                self._lose()
                 self._meet()
 
     def _meet(self) -> bool:
-        if not self._meeting.step():
-            return False
-        assert self._meeting.peer is not None
-        self.kick_fd = self._meeting.peer.fileno()
-        self.connected = True
+        """Look for a peer unless there is one; whether it is connected now."""
+        meeting = self._meeting
+        if meeting.peer is None:
+            meeting.step()
+        if meeting.peer is not None and not self.connected and self._greet(meeting.peer):
+            self.kick_fd = meeting.peer.fileno()
+            self.connected = True
+        return self.connected
+
+    def _greet(self, peer: socket.socket) -> bool:
+        """What comes before the first ring is done. False: not yet, or the peer was dropped."""
         return True
+
+    def _lose(self) -> None:
+        self.connected = self.rang = False
+        self.lost += 1
+        self.kick_fd = -1
+        self._meeting.drop()
 
     def close(self) -> None:
         if self._meeting.forked:  # the lock may be held by a thread that the child does not have

@@ -72,7 +72,6 @@ cdef class Bus:
     cdef AddrMap map
     cdef int kick_fd
     cdef bint kick_socket
-    cdef int poll_ms            # a link without a doorbell: how often one that waits looks; -1: rings suffice
     cdef bint exposed           # a descriptor was handed out, so notifications stay on
     cdef uint32_t ticks
     cdef uint32_t rx_notifyid

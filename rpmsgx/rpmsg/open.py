@@ -54,7 +54,7 @@ def open(
 
         virtual:NAME     both ends in this process
         file:PATH        a shared file and a Unix socket: doorbell=, create=, server=
-        memfd:SOCKET     sealed memory and eventfds, handed over the Unix socket SOCKET
+        memfd:SOCKET     sealed memory, handed over the Unix socket SOCKET, which is the doorbell
 
     Raises ValueError for a URL or option that cannot be, ResourceError for memory that is not acceptable, OSError.
     """

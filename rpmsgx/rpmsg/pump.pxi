@@ -86,8 +86,6 @@ cdef int bus_block(Bus bus, Waiter w) except -1:
     if w.deadline != INFINITY:
         left = w.deadline - monotonic()
         ms = <int>min(max(left, 0.0) * 1000 + 1, 3.6e6)
-    if bus.poll_ms >= 0 and (ms < 0 or ms > bus.poll_ms):
-        ms = bus.poll_ms
     with nogil:
         n = epoll_wait(bus.pump_epoll, events, 2, ms)
         error = errno
@@ -102,7 +100,7 @@ cdef int bus_block(Bus bus, Waiter w) except -1:
         else:
             rang = True
     if bus.state == OPEN or bus.state == BROKEN:
-        if rang or bus.poll_ms >= 0:
+        if rang:
             bus_service(bus)
         if bus.up and not bus.exposed:
             rpx_rx_mute(&bus.rx)

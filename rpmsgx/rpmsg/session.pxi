@@ -5,7 +5,6 @@
 cdef int bus_refresh_kick(Bus bus) except -1:
     bus.kick_fd = bus.doorbell.kick_fd
     bus.kick_socket = bus.doorbell.kick_socket
-    bus.poll_ms = bus.doorbell.poll_ms
     return 0
 
 

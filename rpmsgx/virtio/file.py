@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Literal
 from rpmsgx.errors import ResourceError, StateError
 from rpmsgx.memory.region import Region
 from rpmsgx.memory.space import AddressSpace
-from rpmsgx.notify.doorbell import Doorbell
 from rpmsgx.notify.socket import SocketDoorbell
+from rpmsgx.notify.timer import PolledDoorbell
 from rpmsgx.virtio.layout import buffers_behind
 from rpmsgx.virtio.link import DRIVER_OK, VdevLink
 from rpmsgx.virtio.table import ADDR_ANY, VIRTIO_ID_RPMSG, VdevView, parse, vring_size
 
 if TYPE_CHECKING:
+    from rpmsgx.notify.doorbell import Doorbell
     from rpmsgx.virtio.layout import Layout
     from rpmsgx.virtio.link import Buffers, Role, Session
     from rpmsgx.virtio.table import Vdev
@@ -39,9 +40,11 @@ class FileLink(VdevLink):
         self._path = path
         self._server = server
         self._file = file = _File(path, role, layout, create)
-        doorbell = Doorbell()
+        doorbell: Doorbell | None = None
         try:
-            if bell is not None:
+            if bell is None:
+                doorbell = PolledDoorbell()
+            else:
                 doorbell = SocketDoorbell(bell, listen=server, before_listen=file.restore if server else None)
             super().__init__(
                 role,
@@ -55,7 +58,8 @@ class FileLink(VdevLink):
                 per_connection=True,
             )
         except BaseException:
-            doorbell.close()
+            if doorbell is not None:
+                doorbell.close()
             file.close()
             raise
         self._polled = bell is None

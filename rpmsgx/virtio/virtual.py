@@ -30,8 +30,6 @@ class _Wire:
 class VirtualDoorbell(Doorbell):
     """One end's doorbell; the other end's state is looked up in the wire."""
 
-    poll_ms = -1
-
     def __init__(self, wire: _Wire, role: Role) -> None:
         self._wire = wire
         self._role = role

@@ -502,6 +502,7 @@ static void link_setup(void)
 	b->rx.dev = &rx_dev;
 	a->rx.pool = (struct rpx_pool){ pools, addr_of(pools), BUF, num };
 	a->tx.pool = (struct rpx_pool){ pools + num * BUF, addr_of(pools) + num * BUF, BUF, num };
+	rpx_tx_start_drv(&a->tx);
 	if (rpx_rx_post(&a->rx) != 0)
 		die(1, "driver", "post", 0, 0);
 	rpx_rx_publish(&a->rx);

@@ -175,7 +175,7 @@ MUTATIONS = (
     Mutation(
         "driver_without_used_len",
         SPLIT,
-        "if (rpx_unlikely(len > slot->limit))",
+        "if (rpx_unlikely(written > slot->limit))",
         "if (false)",
         "ring",
         "2.7.8.3-1: reads past the buffer",
@@ -183,7 +183,7 @@ MUTATIONS = (
     Mutation(
         "driver_without_idle_check",
         SPLIT,
-        "slot->count == 0 || slot->seq >= q->seq_seen",
+        "!slot->flying || slot->seq >= q->seq_seen",
         "slot->seq >= q->seq_seen",
         "ring",
         "a chain comes back twice and the free list loops",
@@ -191,8 +191,8 @@ MUTATIONS = (
     Mutation(
         "driver_id_in_16_bits",
         SPLIT,
-        "if (rpx_unlikely(id >= r->num))",
-        "if (rpx_unlikely((uint16_t)id >= r->num))",
+        "if (rpx_unlikely(head >= r->num))",
+        "if (rpx_unlikely((uint16_t)head >= r->num))",
         "ring",
         "used.id has 32 bits",
     ),

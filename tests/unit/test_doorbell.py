@@ -16,6 +16,7 @@ import pytest
 from rpmsgx.notify.doorbell import EventfdDoorbell, readable
 from rpmsgx.notify.inotify import Watch
 from rpmsgx.notify.socket import RETRY_MS, SocketDoorbell
+from rpmsgx.notify.timer import PolledDoorbell, Timer
 
 pytestmark = pytest.mark.timeout(60)
 WAIT = 10.0
@@ -40,20 +41,52 @@ def bell() -> Iterator[Callable[..., SocketDoorbell]]:
 
 
 def drain_until(condition: Callable[[], object], *bells: SocketDoorbell) -> None:
-    """Drain whenever a descriptor asks for it (or as often as poll_ms says), as a bus does."""
+    """Drain whenever a descriptor asks for it, as a bus does."""
     deadline = time.monotonic() + WAIT
     while not condition():
         assert time.monotonic() < deadline
-        retries = [one.poll_ms for one in bells if one.poll_ms >= 0]
-        ready = select.select(bells, [], [], (min(retries) if retries else 1000) / 1000)[0]
-        for one in bells:
-            if one in ready or one.poll_ms >= 0:
-                one.drain()
+        for one in select.select(bells, [], [], WAIT)[0]:
+            one.drain()
 
 
 def quiet(one: SocketDoorbell) -> bool:
     one.drain()
     return not readable(one.fileno(), 0)
+
+
+def retries(one: SocketDoorbell) -> bool:
+    """Whether it asks for another look, with nothing that happens."""
+    one.drain()
+    return readable(one.fileno(), 5 * RETRY_MS / 1000)
+
+
+# -- looking now and then
+
+
+def test_a_timer_fires_once() -> None:
+    timer = Timer()
+    assert not readable(timer.fileno(), 0)
+    for _ in range(3):
+        timer.set(1)
+        assert readable(timer.fileno(), WAIT)
+    timer.set(0)
+    assert not readable(timer.fileno(), 0.01)
+    timer.set(1)
+    timer.set(0)
+    assert not readable(timer.fileno(), 0.01)
+    timer.close()
+    timer.close()
+    timer.set(1)
+
+
+def test_a_polled_doorbell_asks_again_and_again() -> None:
+    one = PolledDoorbell()
+    one.kick(0)
+    for _ in range(3):
+        assert readable(one.fileno(), WAIT)
+        one.drain()
+    one.close()
+    one.close()
 
 
 # -- the watch
@@ -93,7 +126,8 @@ def test_the_two_meet_in_either_order(path: str, bell: Callable[..., SocketDoorb
     drain_until(lambda: all(one.connected for one in ends.values()), *ends.values())
     assert [one.fileno() for one in ends.values()] == fds
     for one in ends.values():
-        assert one.kick_fd >= 0 and one.kick_socket and one.poll_ms == -1 and not one.rang and one.lost == 0
+        assert one.kick_fd >= 0 and one.kick_socket and not one.rang and one.lost == 0
+        assert not retries(one)
 
 
 @pytest.mark.parametrize("who", [True, False])
@@ -132,7 +166,7 @@ def test_a_second_peer_waits_for_its_turn(path: str, bell: Callable[..., SocketD
     listener, first = bell(path, listen=True), bell(path, listen=False)
     drain_until(lambda: listener.connected, listener)
     second = bell(path, listen=False)
-    assert not second.connected and second.poll_ms == RETRY_MS
+    assert not second.connected and retries(second)
     assert quiet(listener)
     first.close()
     drain_until(lambda: second.connected and listener.connected, listener, second)
@@ -159,23 +193,24 @@ def test_things_are_in_order_before_anybody_can_connect(path: str, bell: Callabl
 
 def test_a_foreign_server_that_does_not_listen_yet(path: str, bell: Callable[..., SocketDoorbell]) -> None:
     one = bell(path, listen=False)
-    assert one.poll_ms == -1  # the watch says when it is time
+    assert not retries(one)  # the watch says when it is time
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(path)
-        drain_until(lambda: one.poll_ms == RETRY_MS, one)
-        assert not one.connected
+        assert readable(one.fileno(), WAIT)
+        for _ in range(3):
+            assert retries(one) and not one.connected
         server.listen()
         drain_until(lambda: one.connected, one)
         peer, _ = server.accept()
         with peer:
             peer.send(b"\xff")
             drain_until(lambda: one.rang, one)
-            assert one.poll_ms == -1
+            assert not retries(one)
 
 
 def test_a_directory_that_is_not_there_yet(tmp_path: Path, bell: Callable[..., SocketDoorbell]) -> None:
     one = bell(str(tmp_path / "later" / "bell"), listen=False)
-    assert one.poll_ms == RETRY_MS
+    assert retries(one)
     (tmp_path / "later").mkdir()
     other = bell(str(tmp_path / "later" / "bell"), listen=True)
     drain_until(lambda: one.connected and other.connected, one, other)

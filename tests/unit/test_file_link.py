@@ -197,6 +197,38 @@ def test_a_link_without_a_doorbell(path: str, opened: list[Any]) -> None:
     until(lambda: not again.is_up, again)
 
 
+def test_a_descriptor_without_a_doorbell(path: str, opened: list[Any]) -> None:
+    """Whoever only ever waits in select sees the peer come, a message, a free buffer, and the peer go."""
+    device = rpmsgx.open(f"file:{path}", "device", doorbell="none")
+    opened.append(device)
+    service = device.create_endpoint("service")
+    program = (
+        "import rpmsgx\n"
+        f"with rpmsgx.open('file:{path}', 'driver', doorbell='none') as bus:\n"
+        "    client = bus.open('service', timeout=10)\n"
+        "    client.send(b'first')\n"
+        "    for i in range(3):\n"
+        "        client.send(client.recv(timeout=10))\n"
+    )
+
+    def received() -> bytes:
+        deadline = time.monotonic() + WAIT
+        while time.monotonic() < deadline:
+            if select.select([service], [], [], WAIT)[0] and (data := service.try_recv()) is not None:
+                return bytes(data)
+        raise TimeoutError
+
+    with subprocess.Popen([sys.executable, "-c", program]) as child:
+        try:
+            assert received() == b"first"
+            for data in (b"1", b"2", b"3"):
+                service.send(data)
+                assert received() == data
+            assert child.wait(WAIT) == 0
+        finally:
+            child.kill()
+
+
 def test_the_doorbell_can_be_elsewhere(path: str, opened: list[Any], tmp_path: Path) -> None:
     driver, device = pair(path, opened, doorbell=f"unix:{tmp_path}/event.0")
     exchange(driver, device)

@@ -25,7 +25,7 @@ import rpmsgx
 from rpmsgx import ChannelRemoved, FirmwareError, PeerError, Remoteproc, ResourceError, StateError
 from rpmsgx.memory.region import Region
 from rpmsgx.memory.space import AddressSpace
-from rpmsgx.notify.doorbell import Doorbell
+from rpmsgx.notify.timer import PolledDoorbell
 from rpmsgx.remoteproc.platform import Platform
 from rpmsgx.virtio.link import NEEDS_RESET
 from rpmsgx.virtio.table import ADDR_ANY, Trace, Vdev, Vring, build, parse
@@ -190,7 +190,7 @@ class Board(Platform):
         self.rom = Region.anonymous("rom", 0x10000, da=ROM)
         self.shared = Region.anonymous("shm", shared, da=SHM)
         self.space = AddressSpace(self.rom, self.shared)
-        self.doorbell = Doorbell()
+        self.doorbell = PolledDoorbell()
         self.doorbell.kick = lambda notifyid: self.log.append("kick")  # type: ignore[method-assign]
         self.log: list[str] = []
         self.at_start = at_start
