@@ -73,12 +73,13 @@ __all__ = [
 
 def get_include() -> str:
     """The directory of the C headers, for code that includes rpx.h or cimports rpmsgx's Cython modules."""
-    from importlib.util import find_spec
+    from os import path
 
-    spec = find_spec("rpmsgx.include")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError("the C headers are not installed beside this package")
-    return spec.submodule_search_locations[0]
+    here = path.dirname(path.abspath(__file__))
+    for place in (path.join(here, "include"), path.join(path.dirname(here), "csrc")):  # installed; a source tree
+        if path.isfile(path.join(place, "rpx.h")):
+            return place
+    raise ImportError("the C headers are not installed beside this package")
 
 
 if not TYPE_CHECKING:  # a checker sees the names above, and that there are no others

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import gc
 import math
 import os
 import pickle
@@ -802,6 +803,7 @@ def test_descriptors_and_memory_are_given_back(transport: str, tmp_path: Path) -
         pair.close()
 
     once()
+    gc.collect()  # what other tests left
     before = len(os.listdir("/proc/self/fd")), maps()
     for _ in range(3):
         once()

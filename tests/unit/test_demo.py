@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import platform as machine
 import shutil
 import subprocess
@@ -143,7 +144,7 @@ def test_wrong_usage(arguments: tuple[str, ...]) -> None:
 
 
 def test_the_installed_command_is_the_same() -> None:
-    command = shutil.which("rpmsgx")
+    command = shutil.which("rpmsgx", path=os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"])))
     require(command is not None, "the command rpmsgx is not installed")
     done = subprocess.run([str(command), "demo", "--help"], timeout=60, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == demo("--help").stdout.replace("__main__.py", "rpmsgx")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import select
 import socket
 import stat
 import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -322,6 +325,7 @@ def bad_files() -> dict[str, bytes]:
 def test_a_file_that_does_not_check_out_is_refused(path: str, role: str, name: str) -> None:
     data = bad_files()[name]
     Path(path).write_bytes(data)
+    gc.collect()  # what other tests left
     fds = len(os.listdir("/proc/self/fd"))
     with pytest.raises(rpmsgx.ResourceError, match="link"):
         rpmsgx.open(f"file:{path}", role)  # type: ignore[arg-type]

@@ -215,6 +215,7 @@ class Board(Platform):
         self.do("unprepare")
 
     def close(self) -> None:
+        self.doorbell.close()
         self.do("close")
 
 
