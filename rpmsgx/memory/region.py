@@ -109,7 +109,7 @@ class Region:
         fd = _map(name, create)
         try:
             _map(name, lambda: os.ftruncate(fd, size))
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             buffer = _map(name, lambda: mmap.mmap(fd, size))
             return cls(name, buffer, da=da, pa=pa, kind=kind, sealed=True, fd=fd)
         except BaseException:

@@ -45,9 +45,12 @@ class Running:
 
     def line(self, stream: str = "stderr") -> str:
         """The next line, which pytest-timeout bounds."""
-        text: str = getattr(self.process, stream).readline()
-        assert text, self.process.communicate(timeout=LIMIT)
-        return text
+        fd = getattr(self.process, stream).fileno()
+        text = b""
+        while not text.endswith(b"\n"):  # no more than the line: communicate() does not see what a buffer has taken
+            text += (byte := os.read(fd, 1))
+            assert byte, (text, self.process.communicate(timeout=LIMIT))
+        return text.decode()
 
     def end(self) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=LIMIT)
