@@ -113,7 +113,6 @@ cdef class Bus:
     cdef list sleepers
     cdef int tx_waiters
     cdef bint tx_wanted         # one with a descriptor was refused a buffer: it fires when one comes free
-    cdef int nogil_users
     cdef int wake_fd
     cdef int again_fd
     cdef int pend_fd

@@ -37,7 +37,6 @@ cdef int bus_tick(Bus bus) except -1:
 
 cdef int bus_wait(Bus bus, Waiter w) except -1:
     """Wait until something may have changed for `w`; returns early at will. Sets w.expired past the deadline."""
-    cdef bint tx_pending
     if w.deadline <= monotonic():
         w.expired = True
         bus_service(bus)
