@@ -75,8 +75,8 @@ struct rpx_rx {
 static inline int rpx_rx_post(struct rpx_rx *rx)
 {
 	for (uint32_t i = 0; i < rx->pool.count && i < rx->drv->ring.num; i++) {
-		int rc = rpx_drv_post(rx->drv, (uint16_t)i, rx->pool.addr + (uint64_t)i * rx->pool.size, rx->pool.size, true);
-		if (rc != 0)
+		int rc = rpx_drv_bind(rx->drv, i, rx->pool.addr + (uint64_t)i * rx->pool.size, true);
+		if (rc != 0 || (rc = rpx_drv_post(rx->drv, (uint16_t)i, rx->pool.size)) != 0)
 			return rc;
 	}
 	return 0;
@@ -86,8 +86,7 @@ static inline int rpx_rx_post(struct rpx_rx *rx)
 RPX_HOT int rpx_rx_done(struct rpx_rx *rx, uint32_t token)
 {
 	if (rx->drv != NULL)
-		return rpx_drv_post(rx->drv, (uint16_t)token, rx->pool.addr + (uint64_t)token * rx->pool.size, rx->pool.size,
-				    true);
+		return rpx_drv_post(rx->drv, (uint16_t)token, rx->pool.size);
 	/* A device has written nothing into a readable buffer. The token's upper half is what `whole` returns. */
 	return rpx_dev_push(rx->dev, (uint16_t)token, token >> 16);
 }
@@ -286,6 +285,8 @@ static inline void rpx_tx_start_drv(struct rpx_tx *tx)
 {
 	tx->n_spare = tx->fresh = 0;
 	tx->room = tx->pool.size - RPX_HDR <= 0xffffu ? tx->pool.size - RPX_HDR : 0xffffu;
+	for (uint32_t i = 0; i < tx->pool.count && i < tx->drv->ring.num; i++)
+		rpx_drv_bind(tx->drv, i, tx->pool.addr + (uint64_t)i * tx->pool.size, false);
 }
 
 /* Device: the next buffer that the driver posted. One too short for the header is given back empty. */
@@ -346,8 +347,7 @@ RPX_HOT int rpx_tx_put(struct rpx_tx *tx, const struct rpx_txbuf *buf, uint32_t 
 	rpx_put16(&h->flags, 0, tx->swap);
 	RPX_CLEAN(h, RPX_HDR + len);
 	if (tx->drv != NULL)
-		return rpx_drv_post(tx->drv, (uint16_t)buf->token, tx->pool.addr + (uint64_t)buf->token * tx->pool.size,
-				    RPX_HDR + len, false);
+		return rpx_drv_post(tx->drv, (uint16_t)buf->token, RPX_HDR + len);
 	return rpx_dev_push(tx->dev, (uint16_t)buf->token, RPX_HDR + len);
 }
 

@@ -203,11 +203,24 @@ static inline void rpx_drv_stage(struct rpx_drv *q, uint16_t head)
 }
 
 /*
- * Stage one buffer in descriptor `id`; the device sees it after rpx_drv_publish. For a driver that keeps descriptor and
- * buffer together for good, with rpx_drv_used: such a queue uses no free list, so never mix these two with rpx_drv_add
- * and rpx_drv_get. RPX_E_INVAL where `id` is in flight or out of range, or `len` is 0.
+ * A driver that keeps descriptor and buffer together for good: rpx_drv_bind once for each, then rpx_drv_post and
+ * rpx_drv_used. Such a queue uses no free list, so never mix these with rpx_drv_add and rpx_drv_get.
+ * RPX_E_INVAL where `id` is out of range.
  */
-RPX_HOT int rpx_drv_post(struct rpx_drv *q, uint16_t id, uint64_t addr, uint32_t len, bool write)
+static inline int rpx_drv_bind(struct rpx_drv *q, uint32_t id, uint64_t addr, bool write)
+{
+	if (id >= q->ring.num)
+		return RPX_E_INVAL;
+	rpx_drv_put_desc(&q->ring, id, addr, 0, write ? RPX_DESC_F_WRITE : 0u, 0);
+	q->slots[id].length = 1;
+	return 0;
+}
+
+/*
+ * Stage the first `len` bytes of the buffer bound to descriptor `id`; the device sees it after rpx_drv_publish.
+ * RPX_E_INVAL where it is in flight or out of range, or `len` is 0.
+ */
+RPX_HOT int rpx_drv_post(struct rpx_drv *q, uint16_t id, uint32_t len)
 {
 	if (rpx_unlikely(q->broken != 0))
 		return q->broken;
@@ -217,9 +230,8 @@ RPX_HOT int rpx_drv_post(struct rpx_drv *q, uint16_t id, uint64_t addr, uint32_t
 	if (rpx_unlikely(slot->flying))
 		return RPX_E_INVAL;
 	slot->limit = len;
-	slot->length = 1;
 	slot->flying = true;
-	rpx_drv_put_desc(&q->ring, id, addr, len, write ? RPX_DESC_F_WRITE : 0u, 0);
+	rpx_put32(&rpx_ring_desc(&q->ring, id)->len, len, q->ring.swap);
 	rpx_drv_stage(q, id);
 	return 0;
 }
@@ -227,17 +239,23 @@ RPX_HOT int rpx_drv_post(struct rpx_drv *q, uint16_t id, uint64_t addr, uint32_t
 /* Stage one buffer in a free descriptor; `cookie` comes back from rpx_drv_get. RPX_E_FULL without a free one. */
 RPX_HOT int rpx_drv_add1(struct rpx_drv *q, uint64_t addr, uint32_t len, bool write, uint32_t cookie)
 {
-	uint16_t head = q->free_head;
-	if (rpx_unlikely(q->num_free == 0 && q->broken == 0 && len != 0))
+	if (rpx_unlikely(q->broken != 0))
+		return q->broken;
+	if (rpx_unlikely(len == 0))
+		return RPX_E_INVAL;
+	if (rpx_unlikely(q->num_free == 0))
 		return RPX_E_FULL;
-	uint16_t next = q->slots[head & q->ring.mask].next;
-	int rc = rpx_drv_post(q, head, addr, len, write);
-	if (rc == 0) {
-		q->slots[head].cookie = cookie;
-		q->free_head = next;
-		q->num_free--;
-	}
-	return rc;
+	uint16_t head = q->free_head;
+	struct rpx_drv_slot *slot = &q->slots[head];
+	q->free_head = slot->next;
+	q->num_free--;
+	slot->limit = len;
+	slot->cookie = cookie;
+	slot->length = 1;
+	slot->flying = true;
+	rpx_drv_put_desc(&q->ring, head, addr, len, write ? RPX_DESC_F_WRITE : 0u, 0);
+	rpx_drv_stage(q, head);
+	return 0;
 }
 
 /*

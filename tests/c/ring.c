@@ -1042,14 +1042,24 @@ static void kept_descriptors(void)
 	uint16_t id = 9;
 	uint32_t len = 9;
 	make(4);
-	CHECK(rpx_drv_post(&drv, 4, ADDR, 4, true) == RPX_E_INVAL && rpx_drv_post(&drv, 0xffff, ADDR, 4, true) == RPX_E_INVAL);
-	CHECK(rpx_drv_post(&drv, 2, ADDR, 0, true) == RPX_E_INVAL && drv.in_flight == 0);
-	CHECK(rpx_drv_post(&drv, 2, ADDR, 4, true) == 0 && rpx_drv_post(&drv, 2, ADDR, 4, true) == RPX_E_INVAL);
+	CHECK(rpx_drv_bind(&drv, 4, ADDR, true) == RPX_E_INVAL && rpx_drv_bind(&drv, 0x10002, ADDR, true) == RPX_E_INVAL);
+	CHECK(rpx_drv_bind(&drv, 2, ADDR, true) == 0);
+	CHECK(rpx_drv_post(&drv, 4, 4) == RPX_E_INVAL && rpx_drv_post(&drv, 0xffff, 4) == RPX_E_INVAL);
+	CHECK(rpx_drv_post(&drv, 2, 0) == RPX_E_INVAL && drv.in_flight == 0);
+	CHECK(rpx_drv_post(&drv, 2, 4) == 0 && rpx_drv_post(&drv, 2, 4) == RPX_E_INVAL);
 	CHECK(rpx_drv_publish(&drv) && rpx_drv_used(&drv, &id, &len) == 0 && id == 9 && len == 9);
+	CHECK(rpx_get64(&rpx_ring_desc(&ring, 2)->addr, ring.swap) == ADDR);
+	CHECK(rpx_get32(&rpx_ring_desc(&ring, 2)->len, ring.swap) == 4);
+	CHECK(rpx_get16(&rpx_ring_desc(&ring, 2)->flags, ring.swap) == RPX_DESC_F_WRITE);
+	set_used(0, 2, 5);
+	set_used_idx(1);
+	BREAKS_DRV(rpx_drv_used(&drv, &id, &len), USED_LEN);
+	make(4);
+	CHECK(rpx_drv_bind(&drv, 2, ADDR, true) == 0 && rpx_drv_post(&drv, 2, 4) == 0 && rpx_drv_publish(&drv));
 	set_used(0, 2, 3);
 	set_used_idx(1);
 	CHECK(rpx_drv_used(&drv, &id, &len) == 1 && id == 2 && len == 3 && drv.in_flight == 0);
-	CHECK(rpx_drv_post(&drv, 2, ADDR, 4, true) == 0 && drv.broken == 0);
+	CHECK(rpx_drv_post(&drv, 2, 7) == 0 && drv.broken == 0);
 }
 
 /* Copies of every length, from and to every alignment, touch what they should and nothing else. */
