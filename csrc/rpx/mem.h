@@ -44,8 +44,8 @@ struct rpx_mem {
  */
 RPX_HOT uint8_t *rpx_mem_at(const struct rpx_mem *mem, uint64_t addr, uint64_t len, uint32_t perm)
 {
-	for (uint32_t i = 0; i < mem->count; i++) {
-		const struct rpx_region *r = &mem->regions[i];
+	const struct rpx_region *r = mem->regions;
+	for (uint32_t left = mem->count; left > 0; left--, r++) {
 		uint64_t offset = addr - r->addr;
 		if (offset <= r->len && len <= r->len - offset && (r->perm & perm) == perm)
 			return r->base + offset;

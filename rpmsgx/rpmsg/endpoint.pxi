@@ -264,6 +264,7 @@ cdef class Endpoint:
         cdef rpx_msg msg
         cdef uint32_t src
         cdef int how, rc
+        cdef rpx_kind kind
         cdef object data
         cdef list messages = []
         cdef Bus bus = self.bus
@@ -271,6 +272,7 @@ cdef class Endpoint:
         if max < 1:
             raise ValueError(f"max must be at least 1, not {max}")
         how = self.await_message(&msg, timeout)
+        kind = <rpx_kind>bus.rx.kind
         try:
             while how == MINE or how == QUEUED:
                 PyList_Append(messages, self.receive(how, &msg, &src))
@@ -286,7 +288,7 @@ cdef class Endpoint:
                         how = after_run(bus, self, rc, &msg)
                         break
                     data = PyBytes_FromStringAndSize(NULL, msg.len)
-                    rpx_copy_from(PyBytes_AS_STRING(data), msg.data, msg.len, <rpx_kind>bus.rx.kind)
+                    rpx_copy_from(PyBytes_AS_STRING(data), msg.data, msg.len, kind)
                     self.n_received += 1
                     bus_done(bus, &msg)
                     PyList_Append(messages, data)
@@ -311,6 +313,7 @@ cdef class Endpoint:
         cdef rpx_msg msg
         cdef uint32_t src
         cdef int how, rc
+        cdef rpx_kind kind
         cdef Rows table = Rows(rows, lengths)
         cdef Bus bus = self.bus
         cdef Py_ssize_t n = 0, count = table.count, width = table.width
@@ -318,6 +321,7 @@ cdef class Endpoint:
         cdef uint8_t *row = table.data
         cdef object data
         how = self.await_message(&msg, timeout)
+        kind = <rpx_kind>bus.rx.kind
         try:
             while how == MINE or how == QUEUED:
                 if how == MINE and msg.len <= width:
@@ -354,7 +358,7 @@ cdef class Endpoint:
                     if rc != RPX_RX_MESSAGE or msg.dst != self.src or msg.len > width:
                         how = after_run(bus, self, rc, &msg)
                         break
-                    rpx_copy_from(row, msg.data, msg.len, <rpx_kind>bus.rx.kind)
+                    rpx_copy_from(row, msg.data, msg.len, kind)
                     self.n_received += 1
                     bus_done(bus, &msg)
                     if msg.len < width:
@@ -508,7 +512,7 @@ cdef class Endpoint:
         """
         cdef Bus bus = self.bus
         cdef Batch batch = None
-        cdef Py_ssize_t sent = 0, staged = 0, base = 0
+        cdef Py_ssize_t sent = 0, staged = 0, base = 0, count
         cdef uint32_t dst
         cdef PyObject *item
         cdef Waiter w = None
@@ -522,7 +526,8 @@ cdef class Endpoint:
                 batch = Batch(messages)
             else:  # as far as it goes without waiting, no copy of the list is needed
                 # (No Python code runs in this loop: a list that was all bytes stays so.)
-                while bus_can_transmit(bus) and staged < PyList_GET_SIZE(messages):
+                count = PyList_GET_SIZE(messages) if bus_can_transmit(bus) else 0
+                while staged < count:
                     item = PyList_GET_ITEM(messages, staged)
                     if rpx_tx_send(&bus.tx, self.src, dst, PyBytes_AS_STRING(<object>item),
                                    <size_t>PyBytes_GET_SIZE(<object>item)) != RPX_TX_BUFFER:
