@@ -55,6 +55,7 @@ setup(
             "linetrace": coverage,
         },
         annotate=debug,
+        force=debug or coverage,  # what a plain build has translated carries neither
     ),
     cffi_modules=["rpmsgx/remoteproc/native_build.py:ffibuilder"],
 )

@@ -5,6 +5,7 @@ cdef uint32_t bus_current_mtu(Bus bus) except? 0xffffffff:
     """The room in the next buffer; a device reads it off the buffer that the driver posted."""
     cdef rpx_txbuf buf
     cdef int rc
+    buf.token = 0
     if bus.up and bus.tx.room == 0:
         rc = rpx_tx_get(&bus.tx, &buf)
         if rc < 0:
