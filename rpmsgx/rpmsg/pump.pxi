@@ -37,6 +37,8 @@ cdef int bus_tick(Bus bus) except -1:
 
 cdef int bus_wait(Bus bus, Waiter w) except -1:
     """Wait until something may have changed for `w`; returns early at will. Sets w.expired past the deadline."""
+    if bus.state != OPEN or (w.endpoint is not None and w.endpoint.closed):
+        return 0  # while this thread was asking the link, in Python, another one closed it: nobody would wake us
     if w.deadline <= monotonic():
         w.expired = True
         bus_service(bus)

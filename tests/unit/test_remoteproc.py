@@ -559,9 +559,9 @@ def test_a_remote_outlives_no_host_whose_child_lives_on() -> None:
 import os, rpmsgx, signal, sys
 rproc = rpmsgx.Remoteproc(platform="native", process=True)
 if os.fork() == 0:
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())
     signal.pause()
-print(rproc.platform.pid, flush=True)
+os.write(1, b"%d\\n" % rproc.platform.pid)
 sys.stdin.read(1)
 os.kill(os.getpid(), signal.SIGKILL)
 """
