@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import importlib.util
 import itertools
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -21,12 +20,7 @@ T = TypeVar("T")
 LIMIT = 20.0  # seconds that a test may take before it is taken to hang
 names = (f"aio-{n}" for n in itertools.count())
 
-needs_file = pytest.mark.skipif(
-    importlib.util.find_spec("rpmsgx.virtio.file") is None, reason="the file: transport is not here"
-)
-
-
-@pytest.fixture(params=["virtual", pytest.param("file", marks=needs_file)])
+@pytest.fixture(params=["virtual", "file"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"virtual:{next(names)}" if request.param == "virtual" else f"file:{tmp_path / 'link'}"
 

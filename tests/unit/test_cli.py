@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -21,11 +20,6 @@ from rpmsgx.cli import COMMANDS, ls
 
 LIMIT = 30.0
 COMMAND = [sys.executable, "-m", "rpmsgx"]
-
-needs_file = pytest.mark.skipif(
-    importlib.util.find_spec("rpmsgx.virtio.file") is None, reason="the file: transport is not here"
-)
-
 
 def run(*args: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *args], input=stdin, capture_output=True, text=True, timeout=LIMIT)
@@ -140,7 +134,6 @@ def test_an_error_is_one_line_and_status_1(args: tuple[str, ...], reason: str) -
     assert reason in done.stderr
 
 
-@needs_file
 def test_errors_name_the_file_and_do_not_drive_the_terminal(tmp_path: Path) -> None:
     done = run("listen", f"file:{tmp_path}/\x1b[31mnowhere/link")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
@@ -215,7 +208,6 @@ def test_ls_reads_the_kernels_objects(tmp_path: Path) -> None:
 # -- two ends ------------------------------------------------------------------------------------------------
 
 
-@needs_file
 @pytest.mark.parametrize("first", ["ping", "listen"])
 def test_ping_and_an_echo_in_either_order(start: Any, url: str, first: str) -> None:
     ping = ["ping", url, "--count", "3", "--interval", "0", "--size", "100", "--timeout", "20"]
@@ -241,7 +233,6 @@ def test_ping_and_an_echo_in_either_order(start: Any, url: str, first: str) -> N
     assert [len(line) for line in out.splitlines()] == [200] * 3
 
 
-@needs_file
 def test_ping_in_json_with_the_roles_the_other_way_round(start: Any, url: str) -> None:
     other = start("listen", url, "--role", "driver", "--name", "my-echo", "--echo", "--count", "5")
     other.line()
@@ -259,7 +250,6 @@ def test_ping_in_json_with_the_roles_the_other_way_round(start: Any, url: str) -
     assert other.end()[0] == 0
 
 
-@needs_file
 def test_ping_without_an_echo_loses_all_and_says_so(start: Any, url: str) -> None:
     start("listen", url).line()
     done = run("ping", url, "--count", "2", "--interval", "0", "--timeout", "0.05")
@@ -268,7 +258,6 @@ def test_ping_without_an_echo_loses_all_and_says_so(start: Any, url: str) -> Non
     assert done.stdout.splitlines()[-1] == "2 sent, 0 received, 2 lost"
 
 
-@needs_file
 def test_ping_refuses_what_no_message_can_hold(start: Any, url: str) -> None:
     start("listen", url).line()
     done = run("ping", url, "--count", "1", "--size", "497")
@@ -276,7 +265,6 @@ def test_ping_refuses_what_no_message_can_hold(start: Any, url: str) -> None:
     assert done.stderr == "rpmsgx: error: a message of 497 bytes; this link carries at most 496\n"
 
 
-@needs_file
 def test_ctrl_c_ends_ping_and_listen_with_a_summary(start: Any, url: str) -> None:
     listen = start("listen", url, "--echo", "--json")
     listen.line()
@@ -291,7 +279,6 @@ def test_ctrl_c_ends_ping_and_listen_with_a_summary(start: Any, url: str) -> Non
     assert len(out.splitlines()) == 1
 
 
-@needs_file
 def test_ctrl_c_while_nobody_is_there(start: Any, url: str, tmp_path: Path) -> None:
     listen = start("listen", url, "--role", "driver")
     listen.line()
@@ -301,7 +288,6 @@ def test_ctrl_c_while_nobody_is_there(start: Any, url: str, tmp_path: Path) -> N
     assert not (tmp_path / "link.bell").exists()  # it was cleaned up behind it
 
 
-@needs_file
 def test_listen_goes_on_with_the_next_peer(start: Any, url: str) -> None:
     listen = start("listen", url, "--name", "log", "--json", "--count", "3")
     listen.line()
@@ -313,7 +299,6 @@ def test_listen_goes_on_with_the_next_peer(start: Any, url: str) -> None:
     assert [bytes.fromhex(json.loads(line)["hex"]) for line in out.splitlines()] == [b"one", b"two", b"three"]
 
 
-@needs_file
 def test_listen_prints_a_dump_with_addresses(start: Any, url: str) -> None:
     listen = start("listen", url, "--name", "", "--src", "0x31", "--count", "1")
     assert listen.line() == f"listening on {url} as device: 0x31\n"
@@ -328,7 +313,6 @@ def test_listen_prints_a_dump_with_addresses(start: Any, url: str) -> None:
     ]
 
 
-@needs_file
 def test_send_with_an_address_of_its_own_to_a_service(start: Any, url: str) -> None:
     listen = start("listen", url, "--json", "--count", "1")
     listen.line()
@@ -337,7 +321,6 @@ def test_send_with_an_address_of_its_own_to_a_service(start: Any, url: str) -> N
     assert json.loads(listen.end()[1])["src"] == 99
 
 
-@needs_file
 def test_bytes_of_standard_input_and_of_arguments_are_sent_as_they_are(start: Any, url: str) -> None:
     listen = start("listen", url, "--hex", "--count", "2")
     listen.line()
@@ -347,7 +330,6 @@ def test_bytes_of_standard_input_and_of_arguments_are_sent_as_they_are(start: An
     assert listen.end()[1] == "00ff0a\nfe\n"
 
 
-@needs_file
 def test_listen_ends_at_its_timeout(url: str) -> None:
     assert run("listen", url, "--timeout", "0.05").returncode == 0
     done = run("listen", url, "--timeout", "0.05", "--count", "1")
