@@ -10,6 +10,7 @@ Importing this costs next to nothing: the parts are loaded when they are first u
 
 from rpmsgx.errors import (
     Blocked,
+    BoardError,
     ChannelRemoved,
     Closed,
     Error,
@@ -48,6 +49,7 @@ _LAZY = {
 __all__ = [
     "ANY",
     "Blocked",
+    "BoardError",
     "Bus",
     "Channel",
     "ChannelRemoved",

@@ -11,7 +11,8 @@
     ├── MessagesLost                                 an endpoint with overflow="drop" dropped `count` messages
     ├── PeerError                                    the other end broke `rule`; sticky until the link is reset
     ├── FirmwareError   (ValueError)                 a firmware image is not acceptable
-    └── ResourceError   (ValueError)                 a resource (table entry, region, carveout) is not acceptable
+    ├── ResourceError   (ValueError)                 a resource (table entry, region, carveout) is not acceptable
+    └── BoardError      (ValueError)                 a board file is not acceptable
 """
 
 import errno as _errno
@@ -85,3 +86,7 @@ class FirmwareError(Error, ValueError):
 
 class ResourceError(Error, ValueError):
     """A resource (a resource-table entry, a memory region, a carveout) is not acceptable."""
+
+
+class BoardError(Error, ValueError):
+    """A board file is not acceptable; the message gives file, line and the fix."""

@@ -6,22 +6,22 @@ Order of calls, by whoever drives a platform (Remoteproc does):
     image = platform.image(firmware)              checked, nothing written yet
     image.load(platform.space)                    only while the remote is stopped
     ... publish the resource table and the rings through `space` ...
-    start(image.entry)
+    start(image.entry)      or, where a remote runs already, attach()
     ... doorbell, crash ...
-    stop()      or      detach(timeout) ... prepare() ... stop()
+    stop()      or      detach(timeout) ... prepare() ... attach() ... stop()
     unprepare()
     close()
 
-`start`, `stop`, `detach`, `close` and the properties may be called from any thread; the rest belongs to one
+`start`, `attach`, `stop`, `detach`, `close` and the properties may be called from any thread; the rest belongs to one
 thread at a time. A platform owns its `doorbell` and the regions of its `space`; both live until `close()`.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
-from ..errors import FirmwareError
+from ..errors import FirmwareError, StateError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from ..memory.region import Region
     from ..memory.space import AddressSpace
     from ..notify.doorbell import Doorbell
+
+
+CrashKind: TypeAlias = Literal["fault", "watchdog", "fatal error"]
 
 
 class Image(Protocol):
@@ -68,6 +71,10 @@ class Platform:
     """The region of `space` that rings and buffers go to."""
     doorbell: Doorbell
     """The host's end: readable when the remote rang, and when it crashed. Owned by the platform."""
+    identity: str | None = None
+    """Names the remote among all processes of this machine; None: no other process can reach it."""
+    recovery: Literal["reload", "attach"] = "reload"
+    """How a crashed remote comes back: loaded and started anew, or by itself, and is attached to."""
 
     @property
     def crash(self) -> str | None:
@@ -75,9 +82,24 @@ class Platform:
         return None
 
     @property
+    def crash_kind(self) -> CrashKind:
+        """What `crash` is, while it is not None."""
+        return "fault"
+
+    @property
+    def registers(self) -> dict[str, int]:
+        """The core's registers as they were when it crashed, by the names that gdb gives them; else empty."""
+        return {}
+
+    @property
     def running(self) -> bool:
-        """Started, and not stopped or crashed since. Stays true over `detach`."""
+        """Started, or found running, and not stopped or crashed since. Stays true over `detach`."""
         return False
+
+    @property
+    def loaded_table(self) -> tuple[int, int] | None:
+        """(da, size in bytes) of the resource table of a remote that runs; None: the platform does not know."""
+        return None
 
     def prepare(self) -> None:
         """Bring the memory within reach. Idempotent; never clears, loads or moves anything."""
@@ -100,6 +122,14 @@ class Platform:
         """Let the remote go at `entry`. Raises StateError if it is running already."""
         raise NotImplementedError
 
+    def attach(self) -> None:
+        """Take hold of a remote that runs already: the same doorbell and memory, nothing of it changed.
+
+        Raises StateError if none runs.
+        """
+        if not self.running:
+            raise StateError(f"no remote runs on platform {self.name!r}: there is nothing to attach to")
+
     def stop(self) -> None:
         """End the remote, with force if it does not obey. Idempotent. Raises Timeout if even force fails."""
         raise NotImplementedError
@@ -115,7 +145,11 @@ class Platform:
         """The reverse of `prepare`. Idempotent."""
 
     def close(self) -> None:
-        """Stop and give everything up. Idempotent."""
+        """Give everything up. Idempotent.
+
+        A remote that was detached, or found running and never attached to, goes on if it can without this process; any
+        other is stopped.
+        """
 
     def __enter__(self) -> Self:
         return self
