@@ -10,5 +10,6 @@
 #include "rpx/wire.h"
 #include "rpx/split.h"
 #include "rpx/rpmsg.h"
+#include "rpx/resume.h"
 
 #endif

@@ -189,6 +189,8 @@ cdef extern from "rpx.h" nogil:
         uint8_t *data
         uint32_t cap
         uint32_t token
+    const char *rpx_rx_resume(rpx_rx *rx)
+    const char *rpx_tx_resume(rpx_tx *tx)
     void rpx_tx_start_drv(rpx_tx *)
     int rpx_tx_get(rpx_tx *, rpx_txbuf *)
     void rpx_tx_unget(rpx_tx *, const rpx_txbuf *)

@@ -63,7 +63,8 @@ static void board_fault(void *ctx, uint32_t cause)
 void board_main(void)
 {
 	static const struct rpx_port port = {NULL, board_kick, board_poll, board_wait, board_ack, board_fault, board_hang};
-	static const struct rpx_grant grant = {(uint8_t *)BOARD_SHM, BOARD_SHM, BOARD_SHM, BOARD_SHM_SIZE};
+	const uint32_t low = BOARD_MAILBOX->shm[0], high = BOARD_MAILBOX->shm[1];
+	const struct rpx_grant grant = {(uint8_t *)BOARD_SHM, BOARD_SHM, (uint64_t)high << 32 | low, BOARD_SHM_SIZE};
 	if (RPX_APP.state_size > sizeof(board_state))
 		board_fault(NULL, RPX_FAULT_FATAL);
 	rpx_remote_init(&board_remote, &RPX_APP, board_state, &port, &board_table, &grant, 1, board_trace,

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * The emulated Cortex-M4 board: program memory at 0 (256 KiB), RAM at 0x20000000 (128 KiB), memory shared with the
- * host at 0x60000000 (1 MiB, and the same addresses in descriptors), and a mailbox. It has no interrupts: `wfi`
- * sleeps until the mailbox has an event.
+ * host at 0x60000000 (1 MiB), and a mailbox. It has no interrupts: `wfi` sleeps until the mailbox has an event.
  */
 #ifndef RPX_BOARD_H
 #define RPX_BOARD_H
@@ -18,6 +17,7 @@ struct board_mailbox {
 	uint32_t ack;    /* W: the RPX_EVENT bits that were dealt with */
 	uint32_t fault;  /* W: gives up; RPX_FAULT_*, or BOARD_EXCEPTION plus the exception's number. The core stops */
 	uint32_t sync;   /* R: returns when all earlier stores of this core are visible to the host */
+	uint32_t shm[2]; /* R: what descriptors call the start of the shared memory, low word first */
 };
 #define BOARD_MAILBOX ((volatile struct board_mailbox *)0x40010000u)
 #define BOARD_EXCEPTION 0x100u

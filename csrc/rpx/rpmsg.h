@@ -280,11 +280,17 @@ RPX_HOT int rpx_tx_get_drv(struct rpx_tx *tx, struct rpx_txbuf *buf)
 	return RPX_TX_BUFFER;
 }
 
+/* Payload of a pool's buffers. */
+static inline uint32_t rpx_pool_room(const struct rpx_pool *pool)
+{
+	return pool->size - RPX_HDR <= 0xffffu ? pool->size - RPX_HDR : 0xffffu;
+}
+
 /* Driver: before the first rpx_tx_get, once drv, pool and spare are set. */
 static inline void rpx_tx_start_drv(struct rpx_tx *tx)
 {
 	tx->n_spare = tx->fresh = 0;
-	tx->room = tx->pool.size - RPX_HDR <= 0xffffu ? tx->pool.size - RPX_HDR : 0xffffu;
+	tx->room = rpx_pool_room(&tx->pool);
 	for (uint32_t i = 0; i < tx->pool.count && i < tx->drv->ring.num; i++)
 		rpx_drv_bind(tx->drv, i, tx->pool.addr + (uint64_t)i * tx->pool.size, false);
 }

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COMMANDS = {
+    "board": "check board files",
+    "coredump": "show a core dump",
     "demo": "boot a sample firmware and talk to it",
     "info": "show and check a firmware image",
     "listen": "print the messages that come to a service",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from operator import attrgetter
 
 from ..errors import ResourceError
 from .region import Region, hex_range
@@ -14,6 +15,51 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 
 
+class _Order:
+    """Regions in ascending order of one kind of address, "da" or "pa"."""
+
+    __slots__ = ("kind", "regions", "start")
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.start = attrgetter(kind)
+        self.regions: list[Region] = []
+
+    def place(self, region: Region) -> int:
+        """The index at which `region` belongs. Raises ResourceError, naming both, if it overlaps another one."""
+        start = self.start(region)
+        at = bisect_right(self.regions, start, key=self.start)
+        for other in self.regions[max(at - 1, 0) : at + 1]:
+            other_start = self.start(other)
+            if start < other_start + other.size and other_start < start + region.size:
+                raise ResourceError(
+                    f"region {region.name!r} {self.kind} {hex_range(start, region.size)} overlaps "
+                    f"region {other.name!r} {self.kind} {hex_range(other_start, other.size)}"
+                )
+        return at
+
+    def find(self, address: int, size: int) -> tuple[Region, int]:
+        """The region that holds `size` bytes at `address`, and their offset in it."""
+        index = bisect_right(self.regions, address, key=self.start) - 1
+        if index >= 0 and size > 0:
+            region = self.regions[index]
+            offset = address - self.start(region)
+            if offset + size <= region.size:
+                return region, offset
+        raise self._not_granted(address, size)
+
+    def _not_granted(self, address: int, size: int) -> ResourceError:
+        if size <= 0:
+            return ResourceError(f"{self.kind} {address:#x}: size {size} is not positive")
+        granted = ", ".join(f"{r.name!r} {hex_range(self.start(r), r.size)}" for r in self.regions[:16])
+        if len(self.regions) > 16:
+            granted += f" and {len(self.regions) - 16} more"
+        return ResourceError(
+            f"{self.kind} {hex_range(address, size)} (size {size:#x}) is in no granted region; "
+            f"granted: {granted or 'none'}"
+        )
+
+
 class AddressSpace:
     """Granted memory by device address (da) and by physical address (pa).
 
@@ -23,50 +69,29 @@ class AddressSpace:
     """
 
     def __init__(self, *regions: Region) -> None:
-        self._by_da: list[Region] = []
-        self._by_pa: list[Region] = []
-        self._da: list[int] = []
-        self._pa: list[int] = []
+        self._by_da = _Order("da")
+        self._by_pa = _Order("pa")
         for region in regions:
             self.add(region)
 
     @property
     def regions(self) -> tuple[Region, ...]:
         """The granted regions in ascending order of da."""
-        return tuple(self._by_da)
+        return tuple(self._by_da.regions)
 
     def add(self, region: Region) -> None:
         """Grant `region`. Raises ResourceError, naming both, if it overlaps another one in da or in pa."""
-        at_da = bisect_right(self._da, region.da)
-        at_pa = bisect_right(self._pa, region.pa)
-        for other in self._by_da[max(at_da - 1, 0) : at_da + 1]:
-            _refuse_overlap("da", region, region.da, other, other.da)
-        for other in self._by_pa[max(at_pa - 1, 0) : at_pa + 1]:
-            _refuse_overlap("pa", region, region.pa, other, other.pa)
-        self._by_da.insert(at_da, region)
-        self._da.insert(at_da, region.da)
-        self._by_pa.insert(at_pa, region)
-        self._pa.insert(at_pa, region.pa)
+        at_da, at_pa = self._by_da.place(region), self._by_pa.place(region)
+        self._by_da.regions.insert(at_da, region)
+        self._by_pa.regions.insert(at_pa, region)
 
     def find_da(self, da: int, size: int = 1) -> tuple[Region, int]:
         """The region that holds `size` bytes at device address `da`, and their offset in it."""
-        index = bisect_right(self._da, da) - 1
-        if index >= 0 and size > 0:
-            region = self._by_da[index]
-            offset = da - region.da
-            if offset + size <= region.size:
-                return region, offset
-        raise self._not_granted("da", da, size)
+        return self._by_da.find(da, size)
 
     def find_pa(self, pa: int, size: int = 1) -> tuple[Region, int]:
         """The region that holds `size` bytes at physical address `pa`, and their offset in it."""
-        index = bisect_right(self._pa, pa) - 1
-        if index >= 0 and size > 0:
-            region = self._by_pa[index]
-            offset = pa - region.pa
-            if offset + size <= region.size:
-                return region, offset
-        raise self._not_granted("pa", pa, size)
+        return self._by_pa.find(pa, size)
 
     def da_to_pa(self, da: int, size: int = 1) -> int:
         region, offset = self.find_da(da, size)
@@ -108,26 +133,6 @@ class AddressSpace:
         zeros = memoryview(bytes(min(size, _CHUNK)))
         for start in range(0, size, _CHUNK):
             _store(region, offset + start, zeros[: size - start])
-
-    def _not_granted(self, what: str, address: int, size: int) -> ResourceError:
-        if size <= 0:
-            return ResourceError(f"{what} {address:#x}: size {size} is not positive")
-        regions = self._by_da if what == "da" else self._by_pa
-        granted = ", ".join(f"{r.name!r} {hex_range(getattr(r, what), r.size)}" for r in regions[:16])
-        if len(regions) > 16:
-            granted += f" and {len(regions) - 16} more"
-        return ResourceError(
-            f"{what} {hex_range(address, size)} (size {size:#x}) is in no granted region; "
-            f"granted: {granted or 'none'}"
-        )
-
-
-def _refuse_overlap(what: str, new: Region, start: int, old: Region, old_start: int) -> None:
-    if start < old_start + old.size and old_start < start + new.size:
-        raise ResourceError(
-            f"region {new.name!r} {what} {hex_range(start, new.size)} overlaps "
-            f"region {old.name!r} {what} {hex_range(old_start, old.size)}"
-        )
 
 
 # Device memory takes naturally aligned accesses only, which memcpy does not promise. An item of a memoryview

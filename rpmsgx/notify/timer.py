@@ -26,9 +26,9 @@ class Timer:
         return self._fd
 
     def set(self, ms: int) -> None:
-        """Not readable any more, but in `ms` milliseconds, 1 to 999; 0: never."""
+        """Not readable any more, but in `ms` milliseconds; 0: never."""
         fd = self._fd
-        if fd >= 0 and self._settime(fd, 0, struct.pack("4l", 0, 0, 0, ms * 1_000_000), None) < 0:
+        if fd >= 0 and self._settime(fd, 0, struct.pack("4l", 0, 0, ms // 1000, ms % 1000 * 1_000_000), None) < 0:
             raise _error()
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """Firmware images: ELF files, checked in full before anything believes them, and loaded into granted memory.
 
-The checks are those of the kernel's drivers/remoteproc/remoteproc_elf_loader.c, with the bounds that newer
-kernels added, and more: tables that leave the file, entry sizes that no reader agrees on, segments that wrap
-or overlap.
+The checks are those of the kernel's drivers/remoteproc/remoteproc_elf_loader.c, in its order and with the bounds
+that newer kernels added, and more: tables that leave the file, entry sizes that no reader agrees on, segments
+that wrap or overlap. `Image.open` with `expect_machine` is all of it but the question whether the board has the
+memory, which `Image.check_granted` answers.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import os
 import stat
 import struct
 import sys
-from io import BytesIO
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import FirmwareError, ResourceError
 from ..virtio import table as rsc
@@ -31,14 +31,14 @@ MAX_SEGMENTS = 1024
 MAX_SECTIONS = 4096
 TABLE_SECTION = b".resource_table"
 
-# e_type .. e_shstrndx; the 16 bytes of e_ident stand before. e_entry, e_phoff and e_shoff are the wide ones.
-_EHDR = {32: struct.Struct("=HHIIIIIHHHHHH"), 64: struct.Struct("=HHIQQQIHHHHHH")}
-_EHDR_SIZE = {32: 52, 64: 64}
-_PHDR_SIZE = {32: 32, 64: 56}
-_SHDR_SIZE = {32: 40, 64: 64}
+MAGIC = b"\x7fELF"
+NATIVE_DATA = 1 if sys.byteorder == "little" else 2
+EHDR = {32: struct.Struct("=16sHHIIIIIHHHHHH"), 64: struct.Struct("=16sHHIQQQIHHHHHH")}
+PHDR = {32: struct.Struct("=8I"), 64: struct.Struct("=2I6Q")}
+SHDR = {32: struct.Struct("=10I"), 64: struct.Struct("=2I4Q2I2Q")}
+PT_LOAD = 1
 _ET_EXEC, _ET_DYN = 2, 3
-_PT_LOAD = "PT_LOAD"
-_SHT_NOBITS = "SHT_NOBITS"
+_SHT_NOBITS = 8
 
 # The names that people use, for the machines that remote cores have.
 _MACHINES = {
@@ -116,7 +116,9 @@ class Image:
         self.data = data
         self.size = len(data)
         try:
-            header = _check_header(data)
+            header = read_header(data)
+            sections = _read_sections(data, header)
+            programs = read_programs(data, header)
             self.bits = header.bits
             self.machine = header.machine
             self.entry = header.entry
@@ -125,7 +127,6 @@ class Image:
                     f"e_machine is {self.machine}: this is {_article(self.machine_name)} {self.machine_name} "
                     f"image, the platform runs {machine_name(expect_machine)}"
                 )
-            programs, sections = _decode(data, header)
             self.segments = _segments(data, header.bits, programs)
             self.memory = _merge(self.segments)
             self.resource_table = _find_table(data, header, sections, self.segments)
@@ -139,43 +140,29 @@ class Image:
     def open(
         cls, path: str | os.PathLike[str], *, expect_machine: int | None = None, limit: int = MAX_SIZE
     ) -> Image:
-        """Read and check the file at `path`. Raises OSError, or FirmwareError as the constructor.
-
-        The file is read once, up to `limit` bytes; what happens to it later does not matter.
-        """
+        """Read and check the file at `path`, of up to `limit` bytes. Raises OSError, or FirmwareError as above."""
         name = os.path.basename(os.fsdecode(path))
-        fd = os.open(
-            path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        )  # a FIFO must be refused, not waited for
-        try:
-            info = os.fstat(fd)
-            if not stat.S_ISREG(info.st_mode):
-                raise FirmwareError(f"{name}: not a regular file")
-            if info.st_size > limit:
-                raise FirmwareError(f"{name}: size is {info.st_size}, the limit is {limit}")
-            with open(fd, "rb", closefd=False) as file:
-                data = file.read(info.st_size + 1)
-        finally:
-            os.close(fd)
-        if len(data) != info.st_size:
-            raise FirmwareError(f"{name}: size was {info.st_size} and changed while the file was read")
-        return cls(data, name, expect_machine=expect_machine)
+        return cls(read_file(path, limit), name, expect_machine=expect_machine)
 
     @property
     def machine_name(self) -> str:
         return machine_name(self.machine)
 
-    def load(self, space: AddressSpace, *, progress: Callable[[int, int], object] | None = None) -> None:
-        """Copy every segment to its da in `space` and clear the rest of it.
-
-        `progress(done, total)`, in bytes, is called after each segment. Raises FirmwareError, with nothing
-        written, if any segment is not in granted memory.
-        """
+    def check_granted(self, space: AddressSpace) -> None:
+        """Raise FirmwareError, naming the segment and what there is, if a segment is not in granted memory."""
         for index, segment in enumerate(self.segments):
             try:
                 space.find_da(segment.da, segment.memsz)
             except ResourceError as exc:
                 raise FirmwareError(f"{self.name}: segment {index}: {exc}") from exc
+
+    def load(self, space: AddressSpace, *, progress: Callable[[int, int], object] | None = None) -> None:
+        """Copy every segment to its da in `space` and clear the rest of it.
+
+        `progress(done, total)`, in bytes, is called after each segment. Raises FirmwareError as
+        `check_granted`, with nothing written.
+        """
+        self.check_granted(space)
         total = sum(segment.memsz for segment in self.segments)
         done = 0
         data = memoryview(self.data)
@@ -188,7 +175,7 @@ class Image:
             if progress:
                 progress(done, total)
 
-    def _warnings(self, header: _Header) -> list[str]:
+    def _warnings(self, header: Header) -> list[str]:
         warnings = []
         if header.type not in (_ET_EXEC, _ET_DYN):
             warnings.append(f"e_type is {header.type}: not an executable")
@@ -214,7 +201,9 @@ class Image:
         return f"<Image {self.name!r} {self.machine_name} {self.bits} bits, {len(self.segments)} segments>"
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
+    """The ELF header. Field by field as in the file but for `bits`, which is EI_CLASS."""
+
     bits: int
     type: int
     machine: int
@@ -222,92 +211,147 @@ class _Header(NamedTuple):
     entry: int
     phoff: int
     shoff: int
+    flags: int
+    ehsize: int
+    phentsize: int
     phnum: int
+    shentsize: int
     shnum: int
     shstrndx: int
 
+    def pack(self) -> bytes:
+        ident = MAGIC + bytes((self.bits // 32, NATIVE_DATA, 1)) + bytes(9)
+        return EHDR[self.bits].pack(ident, *self[1:])
 
-def _check_header(data: bytes) -> _Header:
-    """The ELF header, with both tables proven to lie inside the file."""
+
+class Program(NamedTuple):
+    """A program header, in the order of ELF32."""
+
+    type: int
+    offset: int
+    vaddr: int
+    paddr: int
+    filesz: int
+    memsz: int
+    flags: int
+    align: int
+
+    def pack(self, bits: int) -> bytes:
+        return PHDR[32].pack(*self) if bits == 32 else PHDR[64].pack(self.type, self.flags, *self[1:6], self.align)
+
+
+class Section(NamedTuple):
+    """A section header."""
+
+    name: int
+    type: int
+    flags: int
+    addr: int
+    offset: int
+    size: int
+    link: int
+    info: int
+    addralign: int
+    entsize: int
+
+
+def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The whole of a regular file, read once: what happens to it later does not matter.
+
+    Raises OSError, or FirmwareError if it is no regular file, has more than `limit` bytes or changes meanwhile.
+    """
+    name = os.path.basename(os.fsdecode(path))
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must be refused, not waited for
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise FirmwareError(f"{name}: not a regular file")
+        if info.st_size > limit:
+            raise FirmwareError(f"{name}: size is {info.st_size}, the limit is {limit}")
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(info.st_size + 1)
+    finally:
+        os.close(fd)
+    if len(data) != info.st_size:
+        raise FirmwareError(f"{name}: size was {info.st_size} and changed while the file was read")
+    return data
+
+
+def read_header(data: bytes) -> Header:
+    """The ELF header, of this machine's byte order. What it says of the rest of the file is not checked yet."""
     size = len(data)
-    if size < _EHDR_SIZE[32]:
-        raise FirmwareError(f"size is {size}, an ELF header has {_EHDR_SIZE[32]} bytes")
-    if data[:4] != b"\x7fELF":
-        raise FirmwareError(f"magic is {data[:4].hex()}, not 7f454c46: not an ELF file")
+    if size < EHDR[32].size:
+        raise FirmwareError(f"size is {size}, an ELF header has {EHDR[32].size} bytes")
+    if data[:4] != MAGIC:
+        raise FirmwareError(f"magic is {data[:4].hex()}, not {MAGIC.hex()}: not an ELF file")
     if data[4] not in (1, 2):
         raise FirmwareError(f"EI_CLASS is {data[4]}, not 1 (32 bits) or 2 (64 bits)")
     bits = 32 * data[4]
-    if size < _EHDR_SIZE[bits]:
-        raise FirmwareError(f"size is {size}, an ELF64 header has {_EHDR_SIZE[bits]} bytes")
-    native = 1 if sys.byteorder == "little" else 2
-    if data[5] != native:
-        raise FirmwareError(f"EI_DATA is {data[5]}, not {native} ({sys.byteorder} endian, as this machine)")
-    kind, machine, version, entry, phoff, shoff, _, ehsize, phentsize, phnum, shentsize, shnum, shstrndx = (
-        _EHDR[bits].unpack_from(data, 16)
-    )
-    if ehsize != _EHDR_SIZE[bits]:
-        raise FirmwareError(f"e_ehsize is {ehsize}, not {_EHDR_SIZE[bits]}")
-    if not 0 < phnum <= MAX_SEGMENTS:
-        raise FirmwareError(f"e_phnum is {phnum}, not from 1 to {MAX_SEGMENTS}: no loadable segments")
-    if phentsize != _PHDR_SIZE[bits]:
-        raise FirmwareError(f"e_phentsize is {phentsize}, not {_PHDR_SIZE[bits]}")
-    if phoff + phnum * phentsize > size:
+    if size < EHDR[bits].size:
+        raise FirmwareError(f"size is {size}, an ELF64 header has {EHDR[64].size} bytes")
+    if data[5] != NATIVE_DATA:
+        raise FirmwareError(f"EI_DATA is {data[5]}, not {NATIVE_DATA} ({sys.byteorder} endian, as this machine)")
+    header = Header(bits, *EHDR[bits].unpack_from(data)[1:])
+    if header.ehsize != EHDR[bits].size:
+        raise FirmwareError(f"e_ehsize is {header.ehsize}, not {EHDR[bits].size}")
+    return header
+
+
+def _read_sections(data: bytes, header: Header) -> list[Section]:
+    """The section headers, proven to lie inside the file."""
+    size, bits, shoff, shnum, shstrndx = len(data), header.bits, header.shoff, header.shnum, header.shstrndx
+    entry = SHDR[bits].size
+    if shoff > size:
+        raise FirmwareError(f"e_shoff is {shoff:#x}, the file has {size:#x} bytes")
+    if shoff + shnum * entry > size:
         raise FirmwareError(
-            f"e_phoff is {phoff:#x}: {phnum} program headers leave the file, which has {size:#x} bytes"
+            f"e_shoff is {shoff:#x}, e_shnum is {shnum}: section headers leave the file, which has {size:#x} bytes"
+        )
+    # The kernel wants the names' header in the file even when there are no sections.
+    if shoff + (shstrndx + 1) * entry > size:
+        raise FirmwareError(
+            f"e_shoff is {shoff:#x}, e_shstrndx is {shstrndx}: the header of the sections' names leaves the file, "
+            f"which has {size:#x} bytes"
         )
     if shnum > MAX_SECTIONS:
         raise FirmwareError(f"e_shnum is {shnum}, the limit is {MAX_SECTIONS}")
-    if shnum and shentsize != _SHDR_SIZE[bits]:
-        raise FirmwareError(f"e_shentsize is {shentsize}, not {_SHDR_SIZE[bits]}")
+    if shnum and header.shentsize != entry:
+        raise FirmwareError(f"e_shentsize is {header.shentsize}, not {entry}")
     if shnum and shstrndx >= shnum:
         raise FirmwareError(f"e_shstrndx is {shstrndx}, but e_shnum is {shnum}")
-    # The kernel wants the names' header in the file even when there are no sections.
-    if shoff + max(shnum, shstrndx + 1) * _SHDR_SIZE[bits] > size:
+    return [Section(*fields) for fields in SHDR[bits].iter_unpack(data[shoff : shoff + shnum * entry])]
+
+
+def read_programs(data: bytes, header: Header, limit: int = MAX_SEGMENTS) -> list[Program]:
+    """The program headers, from one to `limit`, proven to lie inside the file."""
+    size, bits, phoff, phnum = len(data), header.bits, header.phoff, header.phnum
+    entry = PHDR[bits].size
+    if phnum == 0:
+        raise FirmwareError("e_phnum is 0: no loadable segments")
+    if phoff > size:
+        raise FirmwareError(f"e_phoff is {phoff:#x}, the file has {size:#x} bytes")
+    if phnum > limit:
+        raise FirmwareError(f"e_phnum is {phnum}, the limit is {limit}")
+    if header.phentsize != entry:
+        raise FirmwareError(f"e_phentsize is {header.phentsize}, not {entry}")
+    if phoff + phnum * entry > size:
         raise FirmwareError(
-            f"e_shoff is {shoff:#x}: {max(shnum, shstrndx + 1)} section headers leave the file, "
-            f"which has {size:#x} bytes"
+            f"e_phoff is {phoff:#x}, e_phnum is {phnum}: program headers leave the file, which has {size:#x} bytes"
         )
-    return _Header(bits, kind, machine, version, entry, phoff, shoff, phnum, shnum, shstrndx)
+    found = PHDR[bits].iter_unpack(data[phoff : phoff + phnum * entry])
+    if bits == 64:
+        found = ((kind, *places, flags, align) for kind, flags, *places, align in found)
+    return [Program(*fields) for fields in found]
 
 
-def _decode(data: bytes, header: _Header) -> tuple[list[Any], list[Any]]:
-    """Program and section headers as pyelftools' containers.
-
-    Only its fixed-size structures are used, at places that `_check_header` proved: its segment and section
-    classes follow links and sizes that nobody has checked.
-    """
-    from elftools.common.utils import struct_parse
-    from elftools.elf.elffile import ELFFile
-
-    stream = BytesIO(data)
-    try:
-        structs = ELFFile(stream).structs
-        programs = [
-            struct_parse(structs.Elf_Phdr, stream, header.phoff + index * _PHDR_SIZE[header.bits])
-            for index in range(header.phnum)
-        ]
-        sections = [
-            struct_parse(structs.Elf_Shdr, stream, header.shoff + index * _SHDR_SIZE[header.bits])
-            for index in range(header.shnum)
-        ]
-    except Exception as exc:  # nothing known; whatever it is, it is the file's fault
-        raise FirmwareError(f"not readable as ELF: {type(exc).__name__}: {exc}") from exc
-    return programs, sections
-
-
-def _segments(data: bytes, bits: int, programs: list[Any]) -> tuple[Segment, ...]:
+def _segments(data: bytes, bits: int, programs: list[Program]) -> tuple[Segment, ...]:
     segments = []
     places = []
     for index, program in enumerate(programs):
-        if program["p_type"] != _PT_LOAD:
+        if program.type != PT_LOAD:
             continue
         segment = Segment(
-            program["p_paddr"],
-            program["p_vaddr"],
-            program["p_filesz"],
-            program["p_memsz"],
-            program["p_flags"],
-            program["p_offset"],
+            program.paddr, program.vaddr, program.filesz, program.memsz, program.flags, program.offset
         )
         where = f"program header {index}"
         if segment.filesz > segment.memsz:
@@ -346,12 +390,12 @@ def _merge(segments: tuple[Segment, ...]) -> tuple[tuple[int, int], ...]:
 
 
 def _find_table(
-    data: bytes, header: _Header, sections: list[Any], segments: tuple[Segment, ...]
+    data: bytes, header: Header, sections: list[Section], segments: tuple[Segment, ...]
 ) -> tuple[int | None, bytes] | None:
     """The first section named .resource_table: the da that its bytes are loaded to, and the bytes."""
     if not header.shstrndx or not sections:
         return None  # no sections, or sections without names
-    start, length = sections[header.shstrndx]["sh_offset"], sections[header.shstrndx]["sh_size"]
+    start, length = sections[header.shstrndx].offset, sections[header.shstrndx].size
     if start + length > len(data):
         raise FirmwareError(
             f"section {header.shstrndx} (names): sh_offset {start:#x} + sh_size {length:#x} leaves the file, "
@@ -359,14 +403,14 @@ def _find_table(
         )
     wanted = TABLE_SECTION + b"\0"
     for index, section in enumerate(sections):
-        at = section["sh_name"]
+        at = section.name
         if at and at >= length:
             raise FirmwareError(f"section {index}: sh_name is {at:#x}, the names have {length:#x} bytes")
         if at + len(wanted) > length or not data.startswith(wanted, start + at):
             continue
-        offset, size = section["sh_offset"], section["sh_size"]
+        offset, size = section.offset, section.size
         where = f"section {index} (.resource_table)"
-        if section["sh_type"] == _SHT_NOBITS:
+        if section.type == _SHT_NOBITS:
             raise FirmwareError(f"{where}: sh_type is NOBITS: the file does not hold the table")
         if offset + size > len(data):
             raise FirmwareError(

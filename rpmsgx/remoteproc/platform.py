@@ -115,8 +115,14 @@ class Platform:
         from .. import firmware as shipped
         from .elf import Image as ElfImage
 
-        path = shipped.path(firmware, self.cpu) if firmware in shipped.NAMES else firmware
+        path = shipped.path(firmware, self.cpu) if self.ships(firmware) else firmware
         return ElfImage.open(os.fspath(path), expect_machine=self.machine)
+
+    def ships(self, firmware: str) -> bool:
+        """Whether an image of this short name comes with the package."""
+        from ..firmware import NAMES
+
+        return firmware in NAMES
 
     def start(self, entry: int) -> None:
         """Let the remote go at `entry`. Raises StateError if it is running already."""

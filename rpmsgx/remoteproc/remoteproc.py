@@ -1,42 +1,56 @@
-"""`Remoteproc`: boots a remote core from a firmware image and talks rpmsg with it.
+"""`Remoteproc`: the whole life of a remote core, and the way to talk rpmsg with it.
 
-A boot goes in the order that a remote can rely on: the platform is prepared; the image is checked; its resources get
-memory; its segments are loaded; the resource table, complete with addresses and ids, is published; the vdevs are set
-up (rings zeroed, buffers posted, DRIVER_OK last, no kick yet); only then the core starts, and is kicked. A remote that
-reads its table at its first instruction finds everything there. A stop goes the other way round.
+What happens in which state is decided by the table of `lifecycle`, how it is done stands in `uptime`. This class holds
+both together: it counts the users, keeps the events that come by themselves (a crash, a firmware that appears, a
+service that comes and goes), and applies the policies.
+
+No thread watches a remote: `poll()` acts on what has happened, and so does `open()`, while it waits. `fileno()` is
+readable when there may be something to act on.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
-import struct
+import select
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Self
+from collections import deque
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from rpmsgx.errors import ChannelRemoved, FirmwareError, StateError, Timeout
-from rpmsgx.memory.carveout import Allocator
+from rpmsgx.errors import ChannelRemoved, Closed, StateError, Timeout
 from rpmsgx.notify.doorbell import readable
+from rpmsgx.notify.timer import Timer
+from rpmsgx.remoteproc.lifecycle import Decision, Event, State, Work, decide
 from rpmsgx.remoteproc.platform import Image, Platform, open_platform
-from rpmsgx.rpmsg.bus import Bus, Endpoint
-from rpmsgx.virtio.link import BUFFER_SIZE, Buffers, VdevLink
-from rpmsgx.virtio.table import ADDR_ANY, VIRTIO_ID_RPMSG, ResourceTable, VdevView, parse
+from rpmsgx.remoteproc.resources import Resources
+from rpmsgx.remoteproc.uptime import Crash, Uptime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Sequence
 
-    from rpmsgx.virtio.table import Trace, Vdev
+    from rpmsgx.remoteproc.board import Board
+    from rpmsgx.remoteproc.coredump import Core
+    from rpmsgx.remoteproc.firmware import Arrival
+    from rpmsgx.remoteproc.guardian import Guardian
+    from rpmsgx.remoteproc.hold import Hold
+    from rpmsgx.remoteproc.presence import Presence
+    from rpmsgx.remoteproc.vdev import RpmsgVdev, Subdevice
+    from rpmsgx.rpmsg.bus import Bus, Channel, Endpoint
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("rpmsgx.remoteproc")
 log.addHandler(logging.NullHandler())
 
-PAGE = 0x1000  # vrings and buffers start at multiples of it, as in Linux
-LINGER = 0.2  # seconds for the remote to take what was sent, at a stop
 KICK_INTERVAL = 0.1  # seconds between kicks while a remote that has just started announces nothing
+BACKOFF = 0.1, 30.0  # seconds before a recovery: the first, and the longest; doubled by each crash that follows soon
+STABLE = 10.0  # seconds of uptime after which a crash counts as the first again
 
+Recovery = Literal["enabled", "disabled", "once"]
+Coredump = Literal["disabled", "enabled", "inline"]
+AtExit = Literal["stop", "detach"]
 
 # A forked child has no part in its parent's remotes: its objects raise StateError and stop nothing.
 _remoteprocs: weakref.WeakSet[Remoteproc] = weakref.WeakSet()
@@ -47,110 +61,130 @@ def _after_fork() -> None:
         rproc._forget()
 
 
+def _at_exit() -> None:
+    for rproc in list(_remoteprocs):
+        with contextlib.suppress(Exception):
+            rproc.close()
+
+
 os.register_at_fork(after_in_child=_after_fork)
-
-
-class RprocLink(VdevLink):
-    """A vdev of a remote core. The doorbell and the memory are the platform's, and stay when the vdev goes."""
-
-    def __init__(self, platform: Platform, url: str, **where: Any) -> None:
-        super().__init__(
-            "driver", url, space=platform.space, doorbell=platform.doorbell, desc_addr=platform.desc_addr, **where
-        )
-        self._platform = platform
-        self.started = False  # until then a crash is that of the life before
-
-    @property
-    def ended(self) -> bool:  # type: ignore[override]
-        crash = self._crash
-        if crash is not None and not self._closed:
-            self.gone = f"the remote crashed: {crash}"
-        return self._closed or crash is not None
-
-    @property
-    def _crash(self) -> str | None:
-        return self._platform.crash if self.started else None
-
-    def present(self) -> bool:
-        return not self.ended
-
-    def end(self, reason: str) -> None:
-        """The vdev goes: its device is reset, and the bus on it is told why when it looks."""
-        if not self._closed:
-            if self._crash is None:
-                self.gone = reason
-            self.close()
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._vdev.status = 0
-            self.doorbell.kick(0)
-
-    def hang_up(self) -> None:
-        pass
-
-    def close_descriptors(self) -> None:
-        self._closed = True
+atexit.register(_at_exit)
 
 
 class Remoteproc:
     """A remote core: its platform, its firmware, its life.
 
     `name` labels it. `platform`: "unicorn" (an emulated Cortex-M4 in this process), "native" (csrc's remote in a
-    thread or a process), or a `Platform`; `options` are the platform's. `firmware`: a path, or the name of one that
-    is shipped. `auto_boot` boots it here and now; else `boot()` does.
+    thread or a process), "linux" (a remoteproc of the kernel, found by `name`), or a `Platform`; `options` are the
+    platform's. `board`: a board file, or a `Board`, which gives all of this; what is given here as well wins.
 
-    A context manager: leaving it closes. Thread-safe: operations on its life exclude each other. Raises FirmwareError,
-    ResourceError, OSError as booting does, ValueError for an unknown platform.
+    `firmware`: a path, a name that is searched for as the kernel does, or the name of a shipped one. `auto_boot` boots
+    the remote at once, or attaches to it where one runs already; where the firmware is not there yet, as soon as it
+    appears. `resources`: memory and handlers that the board or the program adds to what the firmware asks for.
+    `presence`: the service that the remote depends on: it runs only while that is there.
+
+    `recovery` "enabled", "disabled", or "once": what `poll` and `open` do after a crash. `coredump` "disabled",
+    "enabled" (the memory is copied, for `coredump()`) or "inline" (written to `coredump_dir` before the recovery).
+    `at_exit` "stop" or "detach": what becomes of the remote when this object is closed, or its program ends; None: what
+    was booted is stopped, what was attached to is detached from. `guardian` has a process of its own see to that where
+    this one is killed. `spin`: seconds that a wait looks at the rings before it blocks.
+
+    A context manager: leaving it closes. Thread-safe: operations on its life exclude each other. Raises BoardError,
+    FirmwareError, ResourceError, OSError as booting does, ValueError for an unknown platform.
     """
 
     def __init__(
         self,
         name: str | None = None,
         *,
-        platform: str | Platform = "unicorn",
+        platform: str | Platform | None = None,
         firmware: str | None = None,
-        auto_boot: bool = True,
-        spin: float = 0.0,
+        board: str | os.PathLike[str] | Board | None = None,
+        auto_boot: bool | None = None,
+        resources: Resources | None = None,
+        presence: Presence | str | None = None,
+        recovery: Recovery | None = None,
+        coredump: Coredump | None = None,
+        coredump_dir: str | os.PathLike[str] | None = None,
+        at_exit: AtExit | None = None,
+        guardian: bool = False,
+        spin: float | None = None,
         **options: Any,
     ) -> None:
         self._lock = threading.RLock()
-        self._platform = open_platform(platform, **options) if isinstance(platform, str) else platform
-        self.name = name or self._platform.name
-        self._firmware = firmware
-        self._spin = spin
+        self._closed = self._forked = False
+        given = _board(board)
+
+        def setting(value: Any, key: str, default: Any) -> Any:
+            return value if value is not None else getattr(given, key, default)
+
+        self._recovery: Recovery = _one_of("recovery", setting(recovery, "recovery", "enabled"), Recovery)
+        self._coredump: Coredump = _one_of("coredump", setting(coredump, "coredump", "disabled"), Coredump)
+        self._coredump_dir = os.fspath(setting(coredump_dir, "coredump_dir", None) or ".")
+        self.at_exit: AtExit | None = setting(at_exit, "at_exit", None)
+        if self.at_exit not in (None, "stop", "detach"):
+            raise ValueError(f"at_exit is {self.at_exit!r}, not 'stop', 'detach' or None")
+        self.spin: float = setting(spin, "spin", 0.0)
+        parts = (getattr(given, "resources", None), resources)
+        self.resources = Resources(*(part for part in parts if part is not None))
+        self._firmware: str | None = setting(firmware, "firmware", None)
+        self._directories: Sequence[str] = getattr(given, "firmware_dirs", ())
+        self._platform = _platform(platform, given, options)
+        self.name: str = setting(name, "name", None) or self._platform.name
+        self._guarded = guardian
+        self._state = State.DETACHED if self._platform.running else State.OFFLINE
         self._power = 0
-        self._running = False
-        self._closed = False
-        self._image: Image | None = None
-        self._buses: dict[Bus, RprocLink] = {}
-        self._traces: tuple[Trace, ...] = ()
-        self._undo = contextlib.ExitStack()
-        self._forked = False
+        self._uptime: Uptime | None = None
+        self._subdevices: list[Subdevice] = []
+        self._ended: deque[Bus] = deque(maxlen=8)  # they have yet to tell which channels went
+        self._error: Exception | None = None  # of a boot or a recovery that nobody asked for at that moment
+        self._core: Core | None = None
+        self._crash_count = 0
+        self._crashes_in_a_row = 0
+        self._recover_at: float | None = None  # time.monotonic()
+        self._arrival: Arrival | None = None
+        self._hold: Hold | None = None
+        self._guardian: Guardian | None = None
+        self._presence: Presence | None = None
+        self._present = True
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._timer = Timer()
+        for fd in (self._wake, self._timer.fileno(), self._platform.doorbell.fileno()):
+            self._epoll.register(fd, select.EPOLLIN)
         _remoteprocs.add(self)
-        if auto_boot:
-            try:
-                self.boot()
-            except BaseException:
-                self.close()
-                raise
+        try:
+            self._watch_presence(setting(presence, "presence", None))
+            if setting(auto_boot, "auto_boot", True):
+                self._auto_boot()
+        except BaseException:
+            self.close()
+            raise
 
     # -- its life ------------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> str:
-        """ "offline", "running", "crashed" or "deleted" (closed)."""
-        if self._closed:
-            return "deleted"
-        if not self._running:
-            return "offline"
-        return "running" if self._platform.crash is None else "crashed"
+        """ "offline", "running", "attached", "crashed", "detached" or "deleted" (closed)."""
+        if self._state in (State.RUNNING, State.ATTACHED) and self.crash is not None:
+            return State.CRASHED.value
+        return self._state.value
 
     @property
-    def crash(self) -> str | None:
-        """Why the remote crashed, as its platform tells; None while it has not."""
-        return self._platform.crash if self._running else None
+    def power(self) -> int:
+        """How many users hold the remote: boots and attaches, less shutdowns and detaches."""
+        return self._power
+
+    @property
+    def crash(self) -> Crash | None:
+        """Why the remote crashed; None while it has not."""
+        uptime = self._uptime
+        return None if uptime is None or self._closed else uptime.crash
+
+    @property
+    def crash_count(self) -> int:
+        """Crashes since this object was made."""
+        return self._crash_count + (self.state == State.CRASHED and self._state is not State.CRASHED)
 
     @property
     def firmware(self) -> str | None:
@@ -160,202 +194,146 @@ class Remoteproc:
     @firmware.setter
     def firmware(self, firmware: str | None) -> None:
         with self._lock:
-            self._check_open()
-            if self._running:
-                raise StateError(f"{self.name} is {self.state}: its firmware can change only while it is offline")
+            self._decide(Event.SET_FIRMWARE)
             self._firmware = firmware
+            self._error = None
+            if self._arrival is not None and firmware is not None:
+                self._arrival.retarget(firmware)
 
     @property
     def image(self) -> Image:
-        """The image that runs: `.name`, `.sha256`. Raises StateError while offline."""
-        if self._image is None:
+        """The image that runs: `.name`, `.sha256`. Raises StateError while there is none, or it is not known."""
+        image = self._uptime.image if self._uptime is not None else None
+        if image is None:
             raise StateError(f"{self.name} is {self.state}: no image is loaded")
-        return self._image
+        return image
 
     @property
     def platform(self) -> Platform:
         return self._platform
 
-    def boot(self) -> None:
-        """Boot the remote, or count one more user of it: as many `shutdown()` calls stop it.
+    @property
+    def waiting_for(self) -> str | None:
+        """What a remote that is wanted waits for: its firmware, its service, the time of its recovery; else None."""
+        if self._state is State.CRASHED and self._recover_at is not None:
+            return "its recovery"
+        if self._power == 0 or self._state not in (State.OFFLINE, State.DETACHED):
+            return None
+        if not self._present and self._presence is not None:
+            return f"service {self._presence.name}"
+        return f"firmware {self._firmware!r}" if self._arrival is not None else None
 
-        Whatever fails, all that was done before is undone, and a note on the error names the step.
+    def boot(self) -> None:
+        """Boot the remote, attach to one that was found running, or count one more user: as many `shutdown()` end it.
+
+        Where the service that it depends on is not there, it boots as soon as that comes. Whatever fails, all that was
+        done before is undone, and a note on the error names the step.
         """
         with self._lock:
-            self._check_open()
-            if self._running:
-                self._power += 1
-                return
-            self._boot()
-            self._running = True
-            self._power = 1
-
-    def _boot(self) -> None:
-        platform = self._platform
-        stop = contextlib.ExitStack()  # what undoes a failed boot, and what a stop is: the same steps in reverse
-        with stop, self._step("prepare the platform") as step:
-            platform.prepare()
-            stop.callback(platform.unprepare)
-            step("read the firmware")
-            image = platform.image(self._firmware)
-            log.info("firmware %s, sha256 %s", image.name, image.sha256)
-            step("parse its resource table")
-            table, table_da = self._table(image)
-            step("give its resources memory")
-            published, vdevs = self._place(table)
-            step("load its segments")
-            image.load(platform.space)
-            step("publish its resource table")
-            platform.space.write(table_da, published)
-            self._traces = table.traces
-            stop.callback(self._stop_core)
-            step("set up its vdevs")
-            for vdev, buffers in vdevs:
-                bus = self._add_bus(table_da + vdev.offset, buffers)
-                stop.callback(self._remove_bus, bus)
-            step("start the core")
-            platform.start(image.entry)
-            log.info("%s started at %#x", platform.cpu, image.entry)
-            for bus, link in self._buses.items():
-                link.started = True
-                bus.start()
-            self._image = image
-            self._undo = stop.pop_all()
-
-    @contextlib.contextmanager
-    def _step(self, first: str) -> Iterator[Callable[[str], None]]:
-        """Names the step that failed, in a note on its error."""
-        current = first
-
-        def step(name: str) -> None:
-            nonlocal current
-            log.debug("%s: %s", self.name, name)
-            current = name
-
-        try:
-            yield step
-        except Exception as error:
-            error.add_note(f"while booting {self.name}: could not {current}")
-            raise
-
-    def _table(self, image: Image) -> tuple[ResourceTable, int]:
-        if image.resource_table is None:
-            raise FirmwareError(f"{image.name}: no resource table, so nothing says how to talk to it")
-        da, raw = image.resource_table
-        if da is None:
-            raise FirmwareError(f"{image.name}: no segment loads its resource table")
-        table = parse(raw)
-        table.check_granted(self._platform.space)
-        for warning in table.warnings:
-            log.warning("%s: %s", image.name, warning)
-        return table, da
-
-    def _place(self, table: ResourceTable) -> tuple[bytes, list[tuple[Vdev, Buffers]]]:
-        """Memory for what the table leaves to the host: the table as it is to be published, and the rpmsg vdevs.
-
-        Everything comes out of the platform's shared region; fixed addresses in it are kept free.
-        """
-        shared = self._platform.shared
-        allocator = Allocator(shared)
-        published = bytearray(table.data)
-        wanted = [(carveout, carveout.da, carveout.len, carveout.name) for carveout in table.carveouts]
-        rings = [
-            (VdevView(published, vdev.offset).vring(i), vring, f"vdev{index}vring{i}")
-            for index, vdev in enumerate(table.vdevs)
-            for i, vring in enumerate(vdev.vrings)
-        ]
-        for _, da, size, name in wanted:
-            if da != ADDR_ANY and shared.da <= da < shared.da + shared.size:
-                allocator.reserve(da, size, name)
-        for _, vring, name in rings:
-            if vring.da != ADDR_ANY and shared.da <= vring.da < shared.da + shared.size:
-                allocator.reserve(vring.da, vring.size, name)
-        for carveout, da, size, name in wanted:
-            da = allocator.allocate(size, PAGE, name) if da == ADDR_ANY else da
-            pa = self._platform.space.da_to_pa(da, size) & 0xFFFFFFFF  # the field has 32 bits
-            struct.pack_into("=II", published, carveout.offset + 4, da, pa)
-        for notifyid, (view, vring, name) in enumerate(rings):
-            if vring.da == ADDR_ANY:
-                view.da = allocator.allocate(vring.size, max(vring.align, PAGE), name)
-            view.notifyid = notifyid
-        vdevs = []
-        for index, vdev in enumerate(table.vdevs):
-            if vdev.id == VIRTIO_ID_RPMSG:
-                count = max(vring.num for vring in vdev.vrings)
-                da = allocator.allocate(2 * count * BUFFER_SIZE, PAGE, f"vdev{index}buffer")
-                vdevs.append((vdev, Buffers(da, count, BUFFER_SIZE)))
-            else:
-                log.warning("%s: vdev %d has virtio id %d, not rpmsg: left alone", self.name, index, vdev.id)
-        return bytes(published), vdevs
-
-    def _add_bus(self, vdev_da: int, buffers: Buffers) -> Bus:
-        region, offset = self._platform.space.find_da(vdev_da)
-        url = f"{self.name}/vdev{len(self._buses)}"
-        link = RprocLink(self._platform, url, region=region, offset=offset, buffers=buffers)
-        bus = Bus(link, spin=self._spin, start=False)
-        bus.owner = self
-        self._buses[bus] = link
-        return bus
-
-    def _remove_bus(self, bus: Bus) -> None:
-        """The bus stays, without a link: calls end with ChannelRemoved, poll() tells of the channels that went."""
-        link = self._buses.pop(bus)
-        deadline = time.monotonic() + LINGER
-        while bus.is_up and bus.counters["outstanding"] and time.monotonic() < deadline:
-            readable(self._platform.doorbell.fileno(), 0.005)
-        link.end("the remote was stopped")
-        bus.is_up  # noqa: B018  it looks, and wakes everybody
-
-    def _stop_core(self) -> None:
-        self._platform.stop()
-        log.info("%s stopped", self._platform.cpu)
+            self._look()
+            self._do(Event.BOOT if self._present else Event.BOOT_LATER)
 
     def shutdown(self) -> None:
-        """Give up one boot; the last stops the remote: its channels go, its rings are reset, the core is held.
+        """Give up one boot or attach; the last stops the remote: its channels go, its rings are reset, the core halts.
 
-        Raises StateError where it is offline.
+        Raises StateError where nobody holds it. Where the platform cannot stop it, its state and count stay.
         """
         with self._lock:
-            self._check_open()
-            if not self._running:
-                raise StateError(f"{self.name} is offline")
-            self._power -= 1
-            if self._power == 0:
-                self._stop()
+            self._look()
+            self._do(Event.SHUTDOWN)
 
-    def _stop(self) -> None:
-        try:
-            self._undo.close()
-        finally:
-            self._running = False
-            self._power = 0
-            self._image = None
+    def attach(self, *, resume: bool = False) -> None:
+        """Take over a remote that runs without a host: one that a boot loader has started, or a host has left.
+
+        The rings are reset, and the messages in them counted by `lost`. With `resume`, after a host that was killed,
+        they go on as they are: what it sent arrives, what it had not taken arrives, perhaps twice.
+
+        Raises StateError where none runs, another host has it, or nothing tells what its table was; ResourceError
+        where its table or its rings are not sane; Timeout where it does not let go of the rings of the host before.
+        """
+        with self._lock:
+            self._look()
+            self._do(Event.ATTACH, resume=resume)
+
+    def detach(self, *, timeout: float = 1.0) -> None:
+        """Give up one boot or attach; the last leaves the remote running, for another host to attach to.
+
+        The remote is told and has `timeout` seconds to acknowledge; then its table is restored byte for byte. Raises
+        Timeout where it does not, StateError where it died or nobody holds it: all is as before then, but that the
+        channels were new ones.
+        """
+        with self._lock:
+            self._look()
+            self._do(Event.DETACH, timeout=timeout)
+
+    def recover(self) -> None:
+        """Bring a crashed remote back now, whatever the policy. Does nothing where it has not crashed."""
+        with self._lock:
+            self._look()
+            self._recover()
+
+    def crashed(self, kind: str = "fatal error", cause: str = "reported by hand") -> None:
+        """Report a crash that the platform cannot see, as a watchdog of the program might. The first one counts."""
+        with self._lock:
+            self._check_usable()
+            if self._uptime is not None and self._state in (State.RUNNING, State.ATTACHED):
+                self._uptime.report(kind, cause)
+                for bus in self._buses():
+                    bus.is_up  # noqa: B018  it looks, and wakes everybody
+            self._look()
+
+    def add_subdevice(self, subdevice: Subdevice) -> None:
+        """From the next boot or attach on `subdevice` follows the remote, before its vdevs."""
+        with self._lock:
+            self._check_usable()
+            self._subdevices.append(subdevice)
 
     def close(self) -> None:
-        """Stop the remote, whatever the count, and give everything up. Idempotent."""
+        """End it as `at_exit` says, whatever the count, and give everything up. Idempotent.
+
+        Raises what the stop or the detach does, after everything was given up; a remote that did not acknowledge the
+        detach is stopped.
+        """
         with self._lock:
             if self._closed:
                 return
-            try:
-                if self._running:
-                    self._stop()
-            finally:
-                self._closed = True
-                self._platform.close()
+            leave = self.at_exit == "detach" or (self.at_exit is None and self._state is State.ATTACHED)
+            with contextlib.ExitStack() as everything:
+                everything.callback(self._release)
+                self._look()
+                self._do(Event.LEAVE if leave else Event.DELETE)
+
+    def _release(self) -> None:
+        self._closed = True
+        self._state, self._power = State.DELETED, 0
+        self._let_go()
+        with contextlib.ExitStack() as everything:
+            everything.callback(self._platform.close)
+            for thing in (self._arrival, self._presence, self._timer, self._epoll):
+                if thing is not None:
+                    everything.callback(thing.close)
+            self._arrival = None
+            wake, self._wake = self._wake, -1
+            os.close(wake)
+
+    def wake(self) -> None:
+        """Make `fileno()` readable: there may be something to act on."""
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
 
     def _forget(self) -> None:
+        """In a forked child."""
         if not self._closed:
             self._closed = self._forked = True
             self._lock = threading.RLock()  # whoever had it stayed behind
-            self._undo.pop_all()
-            self._running = False
-            self._image = None
+            self._uptime = None
+            self._state = State.DELETED
 
-    def _check_open(self) -> None:
+    def _check_usable(self) -> None:
         if self._forked:
             raise StateError(f"{self.name} was made before a fork: it belongs to the parent process")
         if self._closed:
-            raise StateError(f"{self.name} is closed")
+            raise Closed(f"{self.name} is deleted: it was closed")
 
     def __enter__(self) -> Self:
         return self
@@ -364,7 +342,7 @@ class Remoteproc:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_closed", True) is False:
+        if getattr(self, "_closed", True) is False and hasattr(self, "_wake"):
             with contextlib.suppress(Exception):
                 self.close()
 
@@ -374,29 +352,396 @@ class Remoteproc:
     def __reduce__(self) -> Any:
         raise TypeError("a Remoteproc cannot be pickled: it owns a core")
 
+    # -- events and what they ask for ----------------------------------------------------------------------------
+
+    def _decide(self, event: Event) -> Decision:
+        self._check_usable()
+        return decide(self._state, event, self._power, self.name)
+
+    def _do(self, event: Event, *, resume: bool = False, timeout: float = 1.0) -> None:
+        """What `event` asks for; state and count change once it is done."""
+        decision = self._decide(event)
+        match decision.work:
+            case Work.START:
+                self._start()
+            case Work.ATTACH:
+                self._attach(resume)
+            case Work.STOP:
+                self._stop()
+            case Work.DETACH:
+                self._detach(timeout)
+            case Work.RECOVER | Work.REATTACH:
+                self._come_back(decision.work)
+        self._state, self._power = decision.state, decision.power
+
+    def _start(self) -> None:
+        self._take_hold()
+        try:
+            uptime = Uptime(self, self._subdevices)
+            uptime.boot(self._image)
+        except BaseException:
+            self._let_go()
+            raise
+        self._begin(uptime)
+
+    def _attach(self, resume: bool) -> None:
+        hold = self._take_hold()
+        try:
+            uptime = Uptime(self, self._subdevices)
+            image = self._image() if self._firmware is not None else None
+            uptime.attach(image, hold.saved if hold is not None else None, resume)
+        except BaseException:
+            self._let_go()
+            raise
+        self._begin(uptime)
+
+    def _begin(self, uptime: Uptime) -> None:
+        self._uptime = uptime
+        self._error = None
+        self._watch_firmware(False)
+        self._save()
+
+    def _stop(self) -> None:
+        self._bury_buses()
+        self._no_recovery()
+        if self._uptime is not None:
+            self._uptime.stop()
+            self._uptime = None
+        if self._hold is not None:
+            self._hold.forget()
+        self._let_go()
+
+    def _detach(self, timeout: float) -> None:
+        assert self._uptime is not None
+        self._bury_buses()
+        self._uptime.detach(timeout)
+        self._uptime = None
+        self._let_go()
+
+    def _come_back(self, work: Work) -> None:
+        assert self._uptime is not None
+        self._bury_buses()
+        self._no_recovery()
+        if work is Work.REATTACH:
+            self._uptime.reattach(self._snapshot)
+        else:
+            self._uptime.recover(self._image, self._snapshot)
+        self._save()
+
+    def _recover(self) -> None:
+        if self._platform.recovery == "attach":
+            self._do(Event.REATTACH)
+        elif self._state is State.CRASHED and self._uptime is not None and self._uptime.image is None:
+            raise StateError(f"{self.name} was attached to, and nothing tells its firmware: set it and boot anew")
+        else:
+            self._do(Event.RECOVER)
+        self._error = None
+
+    def _bury_buses(self) -> None:
+        self._ended += (bus for bus in self._buses() if bus.on_removed is not None)
+
+    def _no_recovery(self) -> None:
+        self._recover_at = None
+        self._timer.set(0)
+
+    def _image(self) -> Image:
+        """The firmware, read and checked. Raises FileNotFoundError, FirmwareError."""
+        firmware = self._firmware
+        if firmware is not None and self._platform.machine is not None and not self._platform.ships(firmware):
+            from rpmsgx.remoteproc.firmware import find
+
+            firmware = find(firmware, self._directories)
+        return self._platform.image(firmware)
+
+    def _auto_boot(self) -> None:
+        with self._lock:
+            self._look()
+            try:
+                self._do(Event.BOOT if self._present else Event.BOOT_LATER)
+            except FileNotFoundError as error:
+                if self._state is not State.OFFLINE or self._firmware is None:
+                    raise
+                log.warning("%s: %s; it boots when that appears", self.name, error)
+                self._do(Event.BOOT_LATER)
+                self._watch_firmware(True)
+
+    def _look(self) -> None:
+        """Bring the state up to date with a crash."""
+        if self._closed or self._state not in (State.RUNNING, State.ATTACHED, State.DETACHED):
+            return
+        if self._state is State.DETACHED:
+            if not self._platform.running:
+                self._do(Event.CRASH)
+            return
+        assert self._uptime is not None
+        crash = self._uptime.crash
+        if crash is None:
+            return
+        self._do(Event.CRASH)
+        self._crash_count += 1
+        soon = crash.time - self._uptime.started < STABLE
+        self._crashes_in_a_row = self._crashes_in_a_row + 1 if soon else 1
+        log.error("%s crashed (%s): %s", self.name, crash.kind, crash.cause)
+        if self._recovery == "enabled" or (self._recovery == "once" and self._crash_count == 1):
+            first, longest = BACKOFF
+            delay = 0.0 if self._crashes_in_a_row == 1 else min(first * 2 ** (self._crashes_in_a_row - 2), longest)
+            self._recover_at = time.monotonic() + delay
+            self._timer.set(max(1, round(delay * 1000)))
+
+    def _act(self) -> int:
+        """Act on what has happened by itself; how many such things there were."""
+        with self._lock:
+            if self._closed:
+                return 0
+            before = self._state, self._power, self._present
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+            self._look()
+            self._act_on_presence()
+            self._act_on_firmware()
+            if self._recover_at is not None and time.monotonic() >= self._recover_at:
+                self._no_recovery()
+                self._by_itself(self._recover)
+            return before != (self._state, self._power, self._present)
+
+    def _act_on_presence(self) -> None:
+        if self._presence is None:
+            return
+        present = self._presence.present()
+        if present != self._present:
+            self._present = present
+            log.info("%s: service %s is %s", self.name, self._presence.name, "up" if present else "down")
+            self._by_itself(lambda: self._do(Event.SERVICE_UP if present else Event.SERVICE_DOWN))
+
+    def _act_on_firmware(self) -> None:
+        if self._arrival is not None and self._arrival.check() is not None and self._present:
+            self._by_itself(lambda: self._do(Event.FIRMWARE_FOUND))
+            if self._error is not None and not isinstance(self._error, FileNotFoundError):
+                self._power = 0  # an auto-boot that failed is over
+                self._watch_firmware(False)
+
+    def _by_itself(self, act: Any) -> None:
+        """Nobody called for it: its error is kept for the next call that needs the remote."""
+        try:
+            act()
+        except Exception as error:
+            log.error("%s: %s", self.name, error)
+            self._error = error
+
+    def _watch_firmware(self, on: bool) -> None:
+        if on and self._arrival is None:
+            from rpmsgx.remoteproc.firmware import Arrival
+
+            assert self._firmware is not None
+            self._arrival = Arrival(self._firmware, self._directories)
+            self._epoll.register(self._arrival.fileno(), select.EPOLLIN)
+        elif not on and self._arrival is not None:
+            self._epoll.unregister(self._arrival.fileno())
+            self._arrival.close()
+            self._arrival = None
+
+    def _watch_presence(self, presence: Presence | str | None) -> None:
+        if isinstance(presence, str):
+            from rpmsgx.remoteproc.presence import presence as parse
+
+            presence = parse(presence)
+        self._presence = presence
+        if presence is not None:
+            self._epoll.register(presence.fileno(), select.EPOLLIN)
+            self._present = presence.present()
+
+    # -- one host per remote -------------------------------------------------------------------------------------
+
+    def _take_hold(self) -> Hold | None:
+        identity = self._platform.identity
+        if identity is not None and self._hold is None:
+            from rpmsgx.remoteproc.hold import Hold
+
+            hold = Hold(identity)
+            hold.acquire()
+            self._hold = hold
+        return self._hold
+
+    def _save(self) -> None:
+        """For a host that comes after this one."""
+        uptime, hold = self._uptime, self._hold
+        if hold is None or uptime is None or uptime.plan.table_da is None:
+            return
+        from rpmsgx.remoteproc.hold import Saved
+
+        image = uptime.image
+        channels = tuple((channel.name, channel.addr) for channel in self.channels)
+        hold.save(
+            Saved(
+                uptime.plan.table_da,
+                uptime.plan.clean,
+                self._firmware if image is not None else None,
+                image.sha256 if image is not None else None,
+                channels,
+            )
+        )
+        if self._guarded and self._guardian is None:
+            from rpmsgx.remoteproc.guardian import Guardian
+
+            self._guardian = Guardian(self._platform, "detach" if self.at_exit == "detach" else "stop")
+
+    def _let_go(self) -> None:
+        if self._guardian is not None:
+            self._guardian.close()
+            self._guardian = None
+        if self._hold is not None:
+            self._hold.release()
+            self._hold = None
+
+    # -- core dumps ----------------------------------------------------------------------------------------------
+
+    def _snapshot(self) -> None:
+        if self._coredump == "disabled":
+            return
+        core = self._make_core(copied=self._coredump == "enabled")
+        if self._coredump == "enabled":
+            self._core = core
+            return
+        assert core.time is not None
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(core.time))
+        path = os.path.join(self._coredump_dir, f"{self.name}-{stamp}-{self._crash_count}.core")
+        core.write(path)
+        log.info("%s: core dumped to %s", self.name, path)
+
+    def _make_core(self, copied: bool) -> Core:
+        from rpmsgx.remoteproc.coredump import Core, segments_of
+
+        assert self._uptime is not None
+        crash = self._uptime.crash
+        assert crash is not None
+        image = self._uptime.image
+        segments = segments_of(image, self._uptime.plan.carveouts, self._platform.space)
+        return Core(
+            self.name, crash.kind, crash.cause, crash.time,
+            image.name if image else "", image.sha256 if image else "",
+            self._platform.machine or 0, getattr(image, "bits", 32), image.entry if image else 0,
+            segments, self._platform.registers,
+        )  # fmt: skip
+
+    def coredump(self, path: str | os.PathLike[str], format: Literal["elf", "raw"] = "elf") -> None:
+        """Write the memory of the crashed remote to a new file at `path`: the copy of the last crash that was recovered
+        from, or, where it is crashed now, the memory itself.
+
+        Raises StateError where there is none.
+        """
+        with self._lock:
+            self._look()
+            core = self._make_core(copied=False) if self._state is State.CRASHED else self._core
+            if core is None:
+                raise StateError(
+                    f"{self.name} is {self.state}: there is no core to dump"
+                    + ("" if self._coredump == "enabled" else "; coredump='enabled' keeps one over a recovery")
+                )
+            core.write(path, format)
+
+    # -- waiting -------------------------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """Readable when there may be something for `poll()`; the same descriptor until `close()`."""
+        self._check_usable()
+        return self._epoll.fileno()
+
+    def poll(self, timeout: float | None = 0) -> int:
+        """Act on what happens: crashes, firmware, services, and the messages and channels of its buses.
+
+        Waits up to `timeout` seconds (None: for ever) for the first; returns how many things were dealt with. Errors of
+        boots and recoveries are kept for the next call that needs the remote.
+        """
+        deadline = _deadline(timeout)
+        while True:
+            self._check_usable()
+            done = self._act() + self._poll_buses()
+            left = None if deadline is None else deadline - time.monotonic()
+            if done or (left is not None and left <= 0):
+                return done
+            readable(self._epoll.fileno(), left)
+
+    def _poll_buses(self) -> int:
+        with self._lock:
+            buses = [*self._ended, *self._buses()]
+            self._ended.clear()
+            if not self.vdevs and not self._closed:
+                self._platform.doorbell.drain()
+        done = 0
+        for bus in buses:
+            with contextlib.suppress(ChannelRemoved, Closed):
+                done += bus.poll(0)
+        return done
+
     # -- talking to it -------------------------------------------------------------------------------------------
 
     @property
+    def vdevs(self) -> tuple[RpmsgVdev, ...]:
+        """The rpmsg devices of the remote; () while it is not up."""
+        uptime = self._uptime
+        return () if uptime is None else uptime.vdevs
+
+    def _buses(self) -> list[Bus]:
+        return [vdev.bus for vdev in self.vdevs if vdev.bus is not None]
+
+    @property
     def bus(self) -> Bus:
-        """The rpmsg bus of the remote's first rpmsg vdev. Raises StateError while it is offline."""
-        buses = self._buses
-        if not buses:
-            raise StateError(f"{self.name} is {self.state}: it has no bus")
-        return next(iter(buses))
+        """The rpmsg bus of the first rpmsg vdev. One that was closed is made anew: the remote sees a reset.
+
+        Raises StateError while there is none, and the error of a boot or recovery that failed by itself.
+        """
+        with self._lock:
+            self._look()
+            error, self._error = self._error, None
+            if error is not None:
+                raise error
+            if not self.vdevs:
+                raise StateError(f"{self.name} is {self.state}: it has no bus")
+            vdev = self.vdevs[0]
+            if not vdev.bound and self.crash is None:
+                vdev.rebind()
+            if vdev.bus is None:
+                raise StateError(f"{self.name} is {self.state}: it has no bus")
+            return vdev.bus
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """What the remote has announced, on all its buses; () while it is not up."""
+        return tuple(channel for bus in self._buses() for channel in bus.channels)
+
+    @property
+    def lost(self) -> int:
+        """Messages that were in the rings of the host before, at the last `attach()` without `resume`."""
+        uptime = self._uptime
+        return 0 if uptime is None else uptime.lost
 
     def open(self, service_name: str, *, timeout: float | None = None) -> Endpoint:
         """Wait until the remote announces `service_name`; an endpoint bound to it. See `Bus.open`.
 
-        A remote that announces nothing at first is kicked again now and then: it may not have listened yet.
+        A remote that waits for its firmware or its service, or recovers, is waited for. One that announces nothing at
+        first is kicked again now and then: it may not have listened yet.
         """
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"timeout must be None or at least 0 seconds, not {timeout!r}")
-        bus = self.bus
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = _deadline(timeout)
+        met = False
         while True:
+            self._act()
             left = KICK_INTERVAL if deadline is None else deadline - time.monotonic()
+            waiting = self.waiting_for
+            if waiting is not None and self._error is None:
+                if left <= 0:
+                    raise Timeout(f"{self.name} is {self.state} and waits for {waiting}: no {service_name!r} within "
+                                  f"{timeout} s")  # fmt: skip
+                readable(self._epoll.fileno(), None if deadline is None else left)
+                continue
             try:
-                return bus.open(service_name, timeout=max(0.0, min(left, KICK_INTERVAL)))
+                bus = self.bus
+            except StateError:
+                if met:
+                    raise ChannelRemoved(f"{self.name}: the remote was stopped") from None
+                raise
+            met = True
+            try:
+                endpoint = bus.open(service_name, timeout=max(0.0, min(left, KICK_INTERVAL)))
             except Timeout as error:
                 if deadline is not None and time.monotonic() >= deadline:
                     said = str(error).partition("; ")[2]
@@ -404,12 +749,51 @@ class Remoteproc:
                 if not bus.channels:
                     bus.start()
             except ChannelRemoved as error:
-                raise ChannelRemoved(f"{self.name}: {error.strerror}") from None
+                self._act()
+                if self.waiting_for is None and self.state not in (State.RUNNING, State.ATTACHED):
+                    raise ChannelRemoved(f"{self.name}: {error.strerror}") from None
+            else:
+                with self._lock:
+                    self._save()
+                return endpoint
 
     def trace(self) -> str:
         """What the remote has written to its trace buffers. Raises StateError while it is offline."""
         with self._lock:
-            if not self._running:
+            uptime = self._uptime
+            if uptime is None:
                 raise StateError(f"{self.name} is {self.state}: it has no trace")
-            texts = (self._platform.space.read(trace.da, trace.len) for trace in self._traces)
+            texts = (self._platform.space.read(trace.da, trace.len) for trace in uptime.plan.traces if trace.len)
             return "".join(text.split(b"\0", 1)[0].decode("utf-8", "replace") for text in texts)
+
+
+def _board(board: str | os.PathLike[str] | Board | None) -> Board | None:
+    if board is None or not isinstance(board, str | os.PathLike):
+        return board
+    from rpmsgx.remoteproc.board import load
+
+    return load(board)
+
+
+def _platform(platform: str | Platform | None, board: Board | None, options: dict[str, Any]) -> Platform:
+    if isinstance(platform, Platform):
+        if options:
+            raise TypeError(f"options {', '.join(options)} belong to a platform that is given by name")
+        return platform
+    if platform is None and board is not None:
+        return board.open_platform(**options)
+    return open_platform(platform or "unicorn", **options)
+
+
+def _one_of(what: str, value: str, choices: Any) -> Any:
+    if value not in get_args(choices):
+        raise ValueError(f"{what} is {value!r}, not one of {', '.join(map(repr, get_args(choices)))}")
+    return value
+
+
+def _deadline(timeout: float | None) -> float | None:
+    if timeout is None:
+        return None
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be None or at least 0 seconds, not {timeout!r}")
+    return time.monotonic() + timeout

@@ -5,9 +5,10 @@
     shared memory    region "shm"  da 0x60000000    1 MiB
     mailbox          csrc/firmware/board.h, at 0x40010000
 
-Physical addresses are 0x8_0000_0000 above device addresses, so that nobody takes one for the other;
-descriptors carry device addresses. The core runs in a thread of its own, outside the GIL except at the
-mailbox, and sleeps in `wfi`.
+Physical addresses are 0x8_0000_0000 above device addresses, so that nobody takes one for the other; a board
+file may choose others, and other names, and add memory elsewhere. The firmware asks the mailbox what descriptors
+call the shared memory. The core runs in a thread of its own, outside the GIL except at the mailbox, and sleeps in
+`wfi`.
 
 Unicorn does the loads and stores of the firmware in program order but drops its barriers. On x86 that is
 enough, as the firmware asks the mailbox for full fences; where memory order is weaker, messages can be lost.
@@ -21,35 +22,63 @@ import select
 import threading
 import time
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ..errors import Timeout
-from ..memory.region import Region
+from ..errors import ResourceError, Timeout
+from ..memory.region import Region, hex_range
 from .local import FAULTS, KICK, STOP, LocalPlatform
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from ..memory.space import AddressSpace
     from .local import Mailbox
     from .platform import Image
 
 ROM, RAM, SHM = 0, 0x20000000, 0x60000000
+LINKED = {"program memory": (ROM, 0x40000), "RAM": (RAM, 0x20000), "shared memory": (SHM, 0x100000)}
+"""(da, size) of what the firmware is linked for: csrc/firmware/m4.ld, board.h."""
 PA_OFFSET = 0x8_0000_0000
+_PAGE = 0x1000  # of the emulator
 _MAILBOX = 0x40010000
 _R_KICK, _R_EVENTS, _R_ACK, _R_FAULT = 0x0, 0x4, 0x8, 0xC  # and 0x10, sync: any callback is a full fence
+_R_SHM_ADDRESS = 0x14  # two words
 _EXCEPTION = 0x100
 _NOWHERE = 0xFFFFFFFE
 _GRACE, _PATIENCE = 0.25, 5.0
 _EM_ARM = 40
 
 
+class _Range(Protocol):
+    """A Region, or what will be one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def da(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+
 class UnicornPlatform(LocalPlatform):
-    """An emulated Cortex-M4. Raises ImportError, naming the extra, where Unicorn is not installed."""
+    """An emulated Cortex-M4.
+
+    `memory`: regions to use, which the platform then owns, among them `shared`; without, it makes its own.
+    `desc_addr`: what descriptors carry. Raises ImportError, naming the extra, where Unicorn is not installed, and
+    ResourceError for memory that the firmware is not linked for.
+    """
 
     name = "unicorn"
     cpu = "cortex-m4"
     machine = _EM_ARM
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        memory: Sequence[Region] = (),
+        shared: Region | None = None,
+        desc_addr: Literal["pa", "da"] = "da",
+    ) -> None:
         try:
             import_module("unicorn")
         except ImportError as exc:
@@ -58,12 +87,34 @@ class UnicornPlatform(LocalPlatform):
             import logging
 
             logging.getLogger(__name__).warning("Unicorn drops memory barriers here: messages can be lost")
-        super().__init__(
-            Region.memfd("rom", 0x40000, da=ROM, pa=ROM + PA_OFFSET),
-            Region.memfd("ram", 0x20000, da=RAM, pa=RAM + PA_OFFSET),
-            shared=Region.memfd("shm", 0x100000, da=SHM, pa=SHM + PA_OFFSET),
-            desc_addr="da",
-        )
+        if desc_addr not in ("pa", "da"):
+            raise ValueError(f"desc_addr is {desc_addr!r}, not 'pa' or 'da'")
+        if shared is None:
+            if memory:
+                raise ValueError("memory without shared: one of the regions is for rings and buffers")
+            names = zip(("rom", "ram", "shm"), LINKED.values(), strict=True)
+            memory = [Region.memfd(name, size, da=da, pa=da + PA_OFFSET) for name, (da, size) in names]
+            shared = memory[-1]
+        self.check_memory(memory, shared)
+        super().__init__(*(region for region in memory if region is not shared), shared=shared, desc_addr=desc_addr)
+
+    @staticmethod
+    def check_memory(memory: Iterable[_Range], shared: _Range) -> None:
+        """Raise ResourceError where the firmware would not find its memory, or the emulator cannot map it."""
+        places = {item.da: item for item in memory}
+        for what, (da, size) in LINKED.items():
+            if da not in places or places[da].size != size:
+                found = f"region {places[da].name!r} has {places[da].size:#x}" if da in places else "there is none"
+                raise ResourceError(f"the firmware is linked for {what} at da {da:#x} of {size:#x} bytes; {found}")
+        if shared.da != SHM:
+            raise ResourceError(f"region {shared.name!r}: the firmware shares da {SHM:#x}, not {shared.da:#x}")
+        for item in places.values():
+            end = item.da + item.size
+            if item.da % _PAGE or item.size % _PAGE or end > 1 << 32:
+                where = hex_range(item.da, item.size)
+                raise ResourceError(f"region {item.name!r}: da {where} is not in whole pages of {_PAGE:#x} in 32 bits")
+            if item.da < _MAILBOX + _PAGE and _MAILBOX < end:
+                raise ResourceError(f"region {item.name!r}: da {hex_range(_MAILBOX, _PAGE)} is the mailbox")
 
     def image(self, firmware: str | None) -> Image:
         """As `Platform.image`; None is the shipped "sample"."""
@@ -75,29 +126,31 @@ class UnicornPlatform(LocalPlatform):
         return dict(self._run.registers) if isinstance(self._run, _Core) else {}
 
     def _boot(self, entry: int) -> _Core:
-        return _Core(self.space, self._mailbox, entry)
+        address = self.shared.pa if self.desc_addr == "pa" else self.shared.da
+        return _Core(self.space, self._mailbox, entry, address)
 
 
 class _Core:
     """One life of the core: a new emulator each time, since an old one keeps what it has translated."""
 
-    def __init__(self, space: AddressSpace, mailbox: Mailbox, entry: int) -> None:
+    def __init__(self, space: AddressSpace, mailbox: Mailbox, entry: int, shm_address: int) -> None:
         self._u: Any = import_module("unicorn")
         u = self._u
         self.crash: str | None = None
         self.registers: dict[str, int] = {}
         self._mailbox = mailbox
+        self._shm_address = shm_address  # in descriptors
         self._over = False  # the firmware has acknowledged the stop, or given up
         self._force = False
         self._access: str | None = None
         self._uc = uc = u.Uc(u.UC_ARCH_ARM, u.UC_MODE_THUMB | u.UC_MODE_MCLASS)
         uc.ctl_set_cpu_model(u.arm_const.UC_CPU_ARM_CORTEX_M4)
-        permissions = {"rom": u.UC_PROT_READ | u.UC_PROT_EXEC}
+        permissions = {ROM: u.UC_PROT_READ | u.UC_PROT_EXEC}
         self._pins = []  # keeps the maps while the emulator has their addresses
         for region in space.regions:
             pin = ctypes.c_char.from_buffer(region.buffer)
             self._pins.append(pin)
-            permission = permissions.get(region.name, u.UC_PROT_READ | u.UC_PROT_WRITE)
+            permission = permissions.get(region.da, u.UC_PROT_READ | u.UC_PROT_WRITE)
             uc.mem_map_ptr(region.da, region.size, permission, ctypes.addressof(pin))
         uc.mmio_map(_MAILBOX, 0x1000, self._read, None, self._write, None)
         uc.hook_add(u.UC_HOOK_MEM_INVALID, self._invalid)
@@ -147,7 +200,11 @@ class _Core:
         self._mailbox.ring()
 
     def _read(self, uc: Any, offset: int, size: int, data: Any) -> int:
-        return self._mailbox.take() if offset == _R_EVENTS else 0
+        if offset == _R_EVENTS:
+            return self._mailbox.take()
+        if offset in (_R_SHM_ADDRESS, _R_SHM_ADDRESS + 4):
+            return self._shm_address >> 8 * (offset - _R_SHM_ADDRESS) & 0xFFFFFFFF
+        return 0
 
     def _write(self, uc: Any, offset: int, size: int, value: int, data: Any) -> None:
         if offset == _R_KICK:

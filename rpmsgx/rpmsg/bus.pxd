@@ -126,7 +126,7 @@ cdef class Bus:
     cdef bint polling
     cdef public object on_new_channel
     cdef public object on_removed
-    cdef public object owner
+    cdef public object vdev
     cdef object __weakref__
 
     cdef int check(self) except -1

@@ -4,6 +4,9 @@ from typing import Any, Final, Literal, Never, Protocol, Self, SupportsIndex, Ty
 
 from typing_extensions import Buffer
 
+from rpmsgx.memory.space import AddressSpace
+from rpmsgx.remoteproc.remoteproc import Remoteproc
+from rpmsgx.remoteproc.vdev import RpmsgVdev
 from rpmsgx.virtio.link import Link
 
 __all__ = ["ANY", "Bus", "Channel", "Claim", "Endpoint", "Hold"]
@@ -39,7 +42,7 @@ class Channel:
 class Bus:
     on_new_channel: _Hook | None
     on_removed: _Hook | None
-    owner: Any
+    vdev: RpmsgVdev | None
     def __init__(
         self,
         link: Link,
@@ -68,6 +71,10 @@ class Bus:
     def close(self, linger: float = 1.0) -> None: ...
     @property
     def link(self) -> Link: ...
+    @property
+    def remoteproc(self) -> Remoteproc | None: ...
+    @property
+    def space(self) -> AddressSpace: ...
     @property
     def channels(self) -> list[Channel]: ...
     @property

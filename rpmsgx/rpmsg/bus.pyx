@@ -207,7 +207,7 @@ cdef class Channel:
     @property
     def remoteproc(self):
         """The `Remoteproc` whose link this channel is on, or None."""
-        return self.bus.owner
+        return self.bus.remoteproc
 
     def __repr__(self) -> str:
         gone = " removed" if self.removed else ""
@@ -563,6 +563,20 @@ cdef class Bus:
     def role(self) -> str:
         """ "driver" or "device"."""
         return self.link.role
+
+    @property
+    def remoteproc(self):
+        """The `Remoteproc` whose vdev this bus is on, or None."""
+        return None if self.vdev is None else self.vdev.remoteproc
+
+    @property
+    def space(self):
+        """The memory that both ends can reach, an `AddressSpace`: for addresses to put into messages, and to find what
+        came in them. Raises StateError while it is not known."""
+        space = self.link.space
+        if space is None:
+            raise StateError("the memory of this link is not known before its peer has come")
+        return space
 
     @property
     def is_up(self) -> bool:

@@ -98,6 +98,7 @@ cdef int bus_session_rings(Bus bus, session) except -1:
 cdef int bus_session_driver(Bus bus, session, rpx_ring *rx, rpx_ring *tx) except -1:
     cdef rpx_drv_slot *slots
     cdef rpx_pool *pool
+    cdef const char *wrong
     for given, where in ((session.rx_pool, 0), (session.tx_pool, 1)):
         pool = &bus.rx.pool if where == 0 else &bus.tx.pool
         if not 16 <= given.size <= 65536 or given.size % 16 != 0 or given.count < 1:
@@ -113,18 +114,26 @@ cdef int bus_session_driver(Bus bus, session, rpx_ring *rx, rpx_ring *tx) except
         raise MemoryError()
     slots = <rpx_drv_slot *>bus.arena
     bus.tx.spare = <uint32_t *>(slots + rx.num + tx.num)
-    rpx_ring_zero(rx)
-    rpx_ring_zero(tx)
+    if not session.resume:
+        rpx_ring_zero(rx)
+        rpx_ring_zero(tx)
     rpx_drv_init(&bus.drv_rx, rx, slots)
     rpx_drv_init(&bus.drv_tx, tx, slots + rx.num)
     bus.rx.drv = &bus.drv_rx
     bus.tx.drv = &bus.drv_tx
+    bus.status = NULL
+    if session.resume:
+        wrong = rpx_rx_resume(&bus.rx)
+        if wrong == NULL:
+            wrong = rpx_tx_resume(&bus.tx)
+        if wrong != NULL:
+            raise ResourceError(f"the rings cannot be taken up: {wrong.decode()}")
     if not bus.exposed:
         rpx_drv_mute(&bus.drv_rx)
-    rpx_rx_post(&bus.rx)
-    rpx_rx_publish(&bus.rx)
-    bus.status = NULL
-    rpx_tx_start_drv(&bus.tx)
+    if not session.resume:
+        rpx_rx_post(&bus.rx)
+        rpx_rx_publish(&bus.rx)
+        rpx_tx_start_drv(&bus.tx)
     return 0
 
 

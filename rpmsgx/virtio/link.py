@@ -69,6 +69,7 @@ class Session(NamedTuple):
     version_1: bool = False
     lost: tuple[object, int] | None = None  # a byte that is not 0 once the memory has gone: (buffer, offset)
     kind: str = "cached"
+    resume: bool = False  # driver: go on with the rings as they are
     adopt_used: bool = False  # device: the driver may have filled the used ring before DRIVER_OK
     whole_used_len: bool = False  # device: return descriptors' lengths as used.len
 
@@ -82,6 +83,7 @@ class Link:
     in_process = False  # the peer lives in this process: spinning would only keep it from running
     gone = "the peer closed it or was reset"  # why alive() became false
     ended = False  # alive() is false for good: there will be no other session
+    space: AddressSpace | None = None  # what both ends can reach, while it is known
 
     def session(self) -> Session | None:
         """The next session; None while the peer is not ready for one. A driver resets the device first."""
@@ -144,13 +146,16 @@ class VdevLink(Link):
         table_end: int = 0,
         in_process: bool = False,
         per_connection: bool = False,
+        resume: bool = False,
     ) -> None:
         self.role = role
         self.url = url
         self.doorbell = doorbell
         self.in_process = in_process
         self._desc_addr = desc_addr
+        self.space: AddressSpace = space
         self._per_connection = per_connection
+        self._resume = resume
         self._lost = doorbell.lost
         self._closed = False
         self._agreed = b""
@@ -159,7 +164,7 @@ class VdevLink(Link):
     def _attach(
         self, space: AddressSpace, region: Region, offset: int, buffers: Buffers | None, table_end: int
     ) -> None:
-        self._space = space
+        self.space = space
         self._region = region
         self._offset = offset
         self._vdev = VdevView(region.buffer, offset)
@@ -190,16 +195,21 @@ class VdevLink(Link):
         if self._buffers is None:
             raise ResourceError("a driver needs memory for its buffers")
         vdev = self._vdev
-        vdev.status = 0
-        vdev.status = ACKNOWLEDGE
-        vdev.status = ACKNOWLEDGE | DRIVER
-        features = vdev.dfeatures & SUPPORTED
-        vdev.gfeatures = features
+        resume, self._resume = self._resume, False
+        if resume:
+            features = vdev.gfeatures & vdev.dfeatures & SUPPORTED
+        else:
+            vdev.status = 0
+            vdev.status = ACKNOWLEDGE
+            vdev.status = ACKNOWLEDGE | DRIVER
+            features = vdev.dfeatures & SUPPORTED
+            vdev.gfeatures = features
         try:
             rings = self._rings()
             pools = [self._pool(i) for i in (0, 1)]
         except ResourceError:
-            vdev.status = ACKNOWLEDGE | DRIVER | FAILED  # 3.1.1-4; the next try begins with a reset
+            if not resume:
+                vdev.status = ACKNOWLEDGE | DRIVER | FAILED  # 3.1.1-4; the next try begins with a reset
             raise
         return Session(
             rx=rings[0],
@@ -213,6 +223,7 @@ class VdevLink(Link):
             indirect=bool(features & F_INDIRECT_DESC),
             lost=self._lost_flag(),
             kind=self._region.kind,
+            resume=resume,
         )
 
     def _device_session(self, features: int) -> Session:
@@ -259,21 +270,21 @@ class VdevLink(Link):
             raise ResourceError(f"{what}align is {align}, not a power of two from 4")
         if da == ADDR_ANY:
             raise ResourceError(f"{what}da is ANY: nobody has placed it yet")
-        region, offset = self._space.find_da(da, vring_size(num, align))
+        region, offset = self.space.find_da(da, vring_size(num, align))
         return Ring(region.buffer, offset, num, align, vring.notifyid)
 
     def _pool(self, index: int) -> Pool:
         assert self._buffers is not None
         da, count, size = self._buffers
         da += index * count * size
-        region, offset = self._space.find_da(da, count * size)
+        region, offset = self.space.find_da(da, count * size)
         base = region.da if self._desc_addr == "da" else region.pa
         return Pool(region.buffer, offset, base + offset, size, count)
 
     def _granted(self, rings: list[Ring]) -> tuple[tuple[object, int, int, int], ...]:
         """The space less the table and the rings: a descriptor that points there breaks the queue."""
         granted = []
-        for region in self._space.regions:
+        for region in self.space.regions:
             base = region.da if self._desc_addr == "da" else region.pa
             start = self._table_end if region is self._region else 0
             holes = sorted(

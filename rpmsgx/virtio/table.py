@@ -89,7 +89,7 @@ class Devmem(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """A buffer at `da` that the remote writes text into."""
+    """A buffer at `da` that the remote writes text into; the host may be asked to choose it (ADDR_ANY)."""
 
     da: int
     len: int
@@ -172,7 +172,11 @@ class ResourceTable:
         """Raise ResourceError if `space` does not grant a carveout, vring or trace that has a fixed da."""
         # Devmem entries are registers, not memory.
         ranges = [item for item in _fixed_ranges(self.entries) if item.kind != "devmem"]
-        ranges += [_Range(trace.da, trace.len, "trace", trace.name) for trace in self.traces if trace.len]
+        ranges += [
+            _Range(trace.da, trace.len, "trace", trace.name)
+            for trace in self.traces
+            if trace.len and trace.da != ADDR_ANY
+        ]
         for item in ranges:
             try:
                 space.find_da(item.da, item.size)
@@ -308,7 +312,8 @@ class _Parser:
         name = self.name(offset + layout.size - 32)
         where = f"{where}: trace {name!r}"
         _check_reserved(where, reserved)
-        _check_wrap(where, "da", da, length)
+        if da != ADDR_ANY:
+            _check_wrap(where, "da", da, length)
         return Trace(da, length, name, offset), offset + layout.size
 
     def vdev(self, where: str, offset: int) -> tuple[Entry, int]:

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 import struct
 import subprocess
 import sys
+from typing import Any
 
 import pytest
-from support_boards import TIMEOUT, Driver, loaded, make
+from support import ROOT
+from support_boards import TIMEOUT, Driver, boot, died, echo, loaded, make
 
 import rpmsgx
 from rpmsgx import firmware
-from rpmsgx.remoteproc.unicorn import UnicornPlatform
+from rpmsgx.memory.region import Region
+from rpmsgx.remoteproc.unicorn import LINKED, RAM, SHM, UnicornPlatform
 
 EXIT = """
 from rpmsgx.remoteproc.unicorn import UnicornPlatform
@@ -88,6 +93,99 @@ def test_addresses(unicorn: UnicornPlatform) -> None:
         "shm": 0x60000000,
     }
     assert all(region.pa != region.da for region in unicorn.space.regions)
+
+
+def regions(**changes: dict[str, Any]) -> dict[str, Region]:
+    """What the firmware is linked for, under other names and at other physical addresses, with `changes`."""
+    wanted: dict[str, dict[str, Any]] = {
+        "code": {"da": 0, "pa": 0x1234_0000, "size": 0x40000},
+        "data": {"da": RAM, "pa": 0x9_0000_0000, "size": 0x20000},
+        "pool": {"da": SHM, "pa": 0xABC_0000_0000, "size": 0x100000},
+    }
+    for name, change in changes.items():
+        wanted[name] = {**wanted.get(name, {}), **change}
+    return {name: Region.memfd(name, **keys) for name, keys in wanted.items()}
+
+
+@pytest.mark.parametrize("desc_addr", ["pa", "da"])
+def test_memory_of_a_board(unicorn: UnicornPlatform, desc_addr: Any) -> None:
+    memory = regions(extra={"da": 0x7000_0000, "size": 0x2000})
+    with UnicornPlatform(memory=tuple(memory.values()), shared=memory["pool"], desc_addr=desc_addr) as platform:
+        assert set(platform.space.regions) == set(memory.values()) and platform.shared is memory["pool"]
+        driver = boot(platform)
+        assert driver.address == (0xABC_0000_0000 if desc_addr == "pa" else SHM)
+        driver.announced(2)
+        echo(driver, 50)
+        platform.stop()
+        # the memory beyond is there for the core: ldr r0, [pc]; ldr r0, [r0]; udf; .word 0x70000ffc
+        platform.space.write(0x7000_0FFC, b"\x2a\0\0\0")
+        run(platform, bytes.fromhex("0148 0068 00de 0000 fc0f0070"))
+        assert platform.registers["r0"] == 0x2A
+    assert all(region.closed for region in memory.values())
+
+
+@pytest.mark.parametrize(
+    "changes, shared, problem",
+    [
+        ({"code": {"da": 0x1000}}, "pool", "program memory at da 0x0 of 0x40000 bytes; there is none"),
+        ({"data": {"size": 0x10000}}, "pool", "RAM at da 0x20000000 of 0x20000 bytes; region 'data' has 0x10000"),
+        ({"pool": {"size": 0x200000}}, "pool", "shared memory at da 0x60000000 of 0x100000 bytes; region 'pool' has"),
+        ({}, "data", "region 'data': the firmware shares da 0x60000000, not 0x20000000"),
+        ({"extra": {"da": 0x7000_0800, "size": 0x1000}}, "pool", "region 'extra': da [0x70000800, 0x70001800) is not"),
+        ({"extra": {"da": 0x7000_0000, "size": 0x800}}, "pool", "region 'extra': da [0x70000000, 0x70000800) is not"),
+        ({"extra": {"da": 0xFFFF_F000, "size": 0x2000}}, "pool", "region 'extra': da [0xfffff000, 0x100001000) is not"),
+        ({"extra": {"da": 0x4000_0000, "size": 0x20000}}, "pool", "region 'extra': da [0x40010000, 0x40011000) is the"),
+        ({"data": {"pa": 0x1234_1000}}, "pool", "overlaps"),
+        ({"extra": {"da": 0x1000, "size": 0x1000}}, "pool", "overlaps"),
+    ],
+)
+def test_memory_that_the_firmware_would_not_find(
+    unicorn: UnicornPlatform, changes: dict[str, dict[str, Any]], shared: str, problem: str
+) -> None:
+    memory = regions(**changes)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(rpmsgx.ResourceError, match=re.escape(problem)):
+        UnicornPlatform(memory=tuple(memory.values()), shared=memory[shared])
+    assert len(os.listdir("/proc/self/fd")) == before
+    for region in memory.values():
+        assert not region.closed  # still their maker's
+        region.close()
+
+
+def test_bad_options(unicorn: UnicornPlatform) -> None:
+    with pytest.raises(ValueError, match="desc_addr is 'va', not 'pa' or 'da'"):
+        UnicornPlatform(desc_addr="va")  # type: ignore[arg-type]
+    with Region.memfd("x", 0x1000) as region, pytest.raises(ValueError, match="memory without shared"):
+        UnicornPlatform(memory=(region,))
+
+
+def test_the_map_is_the_linker_scripts(unicorn: UnicornPlatform) -> None:
+    script = (ROOT / "csrc" / "firmware" / "m4.ld").read_text()
+    places = re.findall(r"ORIGIN = (\w+), LENGTH = (\d+)K", script)
+    assert [(int(da, 0), int(size) << 10) for da, size in places] == [LINKED["program memory"], LINKED["RAM"]]
+    header = (ROOT / "csrc" / "firmware" / "board.h").read_text()
+    assert LINKED["shared memory"] == tuple(int(n, 0) for n in re.findall(r"define BOARD_SHM\w* (\w+)u", header))
+
+
+@pytest.mark.parametrize(
+    "how, cause, kind",
+    [
+        (b"u", "undefined instruction at pc ", "fault"),
+        (b"a", "read of unmapped memory (address 0xa0000000, 4 bytes) at pc ", "fault"),
+        (b"f", "fatal error at pc ", "fatal error"),
+    ],
+)
+def test_crash_kinds(unicorn: UnicornPlatform, how: bytes, cause: str, kind: str) -> None:
+    driver = boot(unicorn, "crash")
+    driver.announced(1)
+    driver.send(1024, how)
+    assert died(unicorn).startswith(cause)
+    assert unicorn.crash_kind == kind
+    assert unicorn.registers["sp"] in range(RAM, RAM + 0x20000)
+    unicorn.stop()
+    loaded(unicorn, "sample")
+    boot(unicorn).announced(2)
+    assert unicorn.crash is None and unicorn.crash_kind == "fault" and unicorn.registers == {}
 
 
 def test_images_by_short_name_and_by_path(unicorn: UnicornPlatform) -> None:

@@ -105,6 +105,7 @@ def test_oddities_are_warnings() -> None:
         ("version", 0, "e_version is 0"),
         ("machine", 0, "e_machine is 0"),
         ("entry", 0x5000_0000, "e_entry 0x50000000 lies in no loaded segment"),
+        ("entry", 0x100, "e_entry 0x100 lies in no loaded segment"),
     ):
         assert [text in warning for warning in Image(image(**{field: value})).warnings] == [True]
     for entry in (0xFF, 0x2000_0001, 0x3000_0001):  # in a segment's da or vaddr, Thumb bit and all
@@ -151,6 +152,25 @@ def test_header_fields_at_their_extremes(
         # "+1" and "-1" stand beside the right value; 1 and -1 alone are the field's own extremes.
         number = right + int(value) if isinstance(value, str) else value % (1 << bits)
         assert reason in refusal(image(bits, **{field: number})), number
+
+
+@BITS
+def test_the_checks_come_in_the_kernels_order(bits: int) -> None:
+    # Everything is broken at first; each step repairs what was named.
+    good = image(bits)
+    past, size = len(good) + 1, len(good)
+    broken = {"shoff": past, "shnum": 0xFFFF, "shstrndx": 0xFFFF, "phnum": 0, "phoff": past}
+    for ident, header, reason in (
+        (b"\x7eELF\0\0", {}, "magic is 7e454c46"),
+        (b"\x7fELF\0\0", {}, "EI_CLASS is 0"),
+        (good[:5] + b"\0", {}, "EI_DATA is 0"),
+        (good[:6], {}, f"e_shoff is {past:#x}, the file has {size:#x} bytes"),
+        (good[:6], {"shoff": size}, f"e_shoff is {size:#x}, e_shnum is 65535: section headers leave the file"),
+        (good[:6], {"shoff": size, "shnum": 0}, f"e_shoff is {size:#x}, e_shstrndx is 65535: the header of"),
+        (good[:6], {"shoff": 0, "shnum": 0, "shstrndx": 0}, "e_phnum is 0: no loadable segments"),
+        (good[:6], {"shoff": 0, "shnum": 0, "shstrndx": 0, "phnum": 1}, f"e_phoff is {past:#x}, the file has"),
+    ):
+        assert reason in refusal(ident + image(bits, **{**broken, **header})[6:])
 
 
 @BITS
@@ -415,8 +435,11 @@ def test_four_gigabytes_are_refused_without_allocating_them() -> None:
             tracemalloc.stop()
 
 
-def test_importing_the_module_does_not_load_elftools() -> None:
-    code = "import sys, rpmsgx.remoteproc.elf; sys.exit('elftools' in sys.modules)"
+def test_images_are_read_without_elftools() -> None:
+    code = (
+        "import sys; from rpmsgx import firmware; from rpmsgx.remoteproc.elf import Image\n"
+        "Image.open(firmware.path('sample')); sys.exit('elftools' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 

@@ -80,6 +80,7 @@ def test_every_kind_of_entry_survives_the_wire(order: ByteOrder) -> None:
         Carveout(ADDR_ANY, 0x100, "a name of 31 bytes, no more fit"),
         Devmem(0x4000_0000, 0x4800_0000, 0x1000, "uart", 7),
         Trace(0x1000_1000, 0x400, "trace0"),
+        Trace(ADDR_ANY, 0x400, "trace1"),
         Vdev((Vring(ADDR_ANY, 0x1000, 16, 5, 6), Vring(ADDR_ANY, 16, 1)), 7, 9, 1, 2, 4, b"config!!"),
         Vendor(128, b"\x01\x02\x03\x04"),
         Unknown(4, b"abcdefgh"),
@@ -92,8 +93,8 @@ def test_every_kind_of_entry_survives_the_wire(order: ByteOrder) -> None:
         assert kind == getattr(
             entry, "type", {"Carveout": 0, "Devmem": 1, "Trace": 2, "Vdev": 3}.get(type(entry).__name__)
         )
-    assert table.warnings == ("offset[6]: unknown type 4",)
-    assert (len(table.carveouts), len(table.traces), len(table.vdevs)) == (2, 1, 1)
+    assert table.warnings == ("offset[7]: unknown type 4",)
+    assert (len(table.carveouts), len(table.traces), len(table.vdevs)) == (2, 2, 1)
 
 
 def test_the_kernels_offsets() -> None:
@@ -361,6 +362,7 @@ def test_granted_memory_is_checked() -> None:
         other.check_granted(space((0x100, 0xF)))
     with pytest.raises(ResourceError, match="trace 't'"):
         parse(build([Trace(0x100, 8, "t")])).check_granted(space((0, 0x107)))
+    parse(build([Trace(ADDR_ANY, 8, "t")])).check_granted(space())
 
 
 # Fuzz
