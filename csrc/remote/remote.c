@@ -235,12 +235,21 @@ static void rpx_remote_kick(struct rpx_remote *r, uint32_t vring)
 	r->port->kick(r->port->ctx, r->vring[vring].notifyid);
 }
 
-static void rpx_remote_flush(struct rpx_remote *r)
+/*
+ * False: the link is down, for the driver has started over. What was staged is of rings that are gone: published, it
+ * would be taken for entries of the new ones.
+ */
+static bool rpx_remote_flush(struct rpx_remote *r)
 {
+	if (!rpx_remote_check(r))
+		return false;
 	if (rpx_tx_publish(&r->tx))
 		rpx_remote_kick(r, 0);
+	if (!rpx_remote_check(r)) /* a kick may take its time */
+		return false;
 	if (rpx_rx_publish(&r->rx))
 		rpx_remote_kick(r, 1);
+	return true;
 }
 
 int rpx_remote_claim(struct rpx_remote *r, struct rpx_txbuf *buf)
@@ -286,7 +295,8 @@ int rpx_remote_send(struct rpx_remote *r, uint32_t src, uint32_t dst, const void
 		int rc = rpx_remote_try_send(r, src, dst, data, len);
 		if (rc != RPX_REMOTE_NONE)
 			return rc;
-		rpx_remote_flush(r);
+		if (!rpx_remote_flush(r))
+			return RPX_REMOTE_DOWN;
 		if (!rpx_tx_unmute(&r->tx))
 			r->events |= r->port->wait(r->port->ctx);
 		if ((r->events & (RPX_EVENT_DETACH | RPX_EVENT_STOP)) != 0 || !rpx_remote_check(r))
@@ -359,7 +369,8 @@ static bool rpx_remote_pump(struct rpx_remote *r)
 	rpx_remote_broken(r);
 	if (r->link != RPX_LINK_UP || r->fault != 0)
 		return true;
-	rpx_remote_flush(r);
+	if (!rpx_remote_flush(r))
+		return true;
 	more = more || r->announced < r->app->n_endpoints;
 	if (rpx_rx_pending(&r->rx) || (more && (r->tx.n_spare > 0 || rpx_tx_pending(&r->tx))))
 		return true;

@@ -15,13 +15,17 @@ from ..notify.doorbell import EventfdDoorbell
 from .platform import Platform
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Literal
 
     from ..memory.region import Region
+    from .platform import CrashKind
 
 # RPX_EVENT_* of csrc/remote/remote.h.
 KICK, DETACH, STOP = 1, 2, 4
 _POSTED = {KICK: 1, DETACH: 1 << 32, STOP: 1 << 48}
+
+_LATE = 0.1  # seconds for an acknowledgement that is on its way when the time is up
 
 FAULTS = {1: "undefined instruction", 2: "access to unmapped memory", 3: "fatal error"}
 """RPX_FAULT_* of csrc/remote/remote.h."""
@@ -60,8 +64,25 @@ class Mailbox:
         """The remote's side."""
         _write(self.acks, events)
 
+    def withdraw(self, event: int) -> bool:
+        """Take a posted event back. False: the remote has taken it already."""
+        pending = self.take()
+        for other in _POSTED:
+            if pending & ~event & other:
+                self.post(other)
+        return pending & event != 0
+
+    @property
+    def fds(self) -> tuple[int, int, int]:
+        return self.events, self.kicks, self.acks
+
+    def become(self, fds: Sequence[int]) -> None:
+        """Put copies of other eventfds, in the order of `fds`, behind the numbers of these."""
+        for own, other in zip(self.fds, fds, strict=True):
+            os.dup2(other, own, inheritable=False)
+
     def clear(self) -> None:
-        for fd in (self.events, self.kicks, self.acks):
+        for fd in self.fds:
             _read(fd)
 
     def acknowledged(self) -> int:
@@ -69,7 +90,7 @@ class Mailbox:
         return _read(self.acks)
 
     def close(self) -> None:
-        for fd in (self.events, self.kicks, self.acks):
+        for fd in self.fds:
             if fd >= 0:
                 os.close(fd)
         self.events = self.kicks = self.acks = -1
@@ -118,11 +139,14 @@ class Run(Protocol):
         """Stop it, with force if need be. Idempotent. Raises Timeout if even that fails for some seconds."""
 
     def forget(self) -> None:
-        """In a forked child: give up descriptors, and touch nothing else."""
+        """Give up descriptors, and touch nothing else: in a forked child, or as it goes on without this process."""
 
 
 class LocalPlatform(Platform):
     """A platform whose remote is a thread or a process over regions that it owns."""
+
+    lasts = False
+    """Whether the remote can go on without this process."""
 
     def __init__(self, *regions: Region, shared: Region, desc_addr: Literal["pa", "da"]) -> None:
         self.space = AddressSpace(*regions, shared)
@@ -132,6 +156,7 @@ class LocalPlatform(Platform):
         # The doorbell works on duplicates: whoever closes it early does no harm here.
         self.doorbell = self._doorbell(os.dup(self._mailbox.kicks), os.dup(self._mailbox.events))
         self._run: Run | None = None
+        self._held = True  # a run that there is is this platform's to end
         self._finalizer: weakref.finalize[[], LocalPlatform] | None = None
         self._state = threading.Lock()
         self._detaching = threading.Lock()
@@ -147,7 +172,11 @@ class LocalPlatform(Platform):
     @property
     def crash(self) -> str | None:
         run = self._run
-        return run.crash if run is not None else None
+        return run.crash if run is not None and self._held else None
+
+    @property
+    def crash_kind(self) -> CrashKind:
+        return "fatal error" if (self.crash or "").startswith(FAULTS[3]) else "fault"
 
     @property
     def running(self) -> bool:
@@ -162,9 +191,32 @@ class LocalPlatform(Platform):
                 raise StateError(f"the remote of platform {self.name!r} is running already")
             self._end()
             self._mailbox.clear()
-            self._run = run = self._boot(entry)
-            # A platform that is forgotten, or open at exit, ends its remote.
-            self._finalizer = weakref.finalize(self, run.end)
+            self._run = self._boot(entry)
+            self._hold(self._run)
+
+    def attach(self) -> None:
+        with self._state:
+            run = self._run
+            if self._closed:
+                raise Closed(f"platform {self.name!r} is closed")
+            if run is None or not run.alive:
+                raise StateError(f"no remote runs on platform {self.name!r}: there is nothing to attach to")
+            self._hold(run)
+
+    def _hold(self, run: Run) -> None:
+        self._held = True
+        self._unfinalize()
+        # A platform that is forgotten, or open at exit, ends its remote.
+        self._finalizer = weakref.finalize(self, run.end)
+
+    def _let_go(self) -> None:
+        self._held = False
+        self._unfinalize()
+
+    def _unfinalize(self) -> None:
+        finalizer, self._finalizer = self._finalizer, None
+        if finalizer is not None:
+            finalizer.detach()
 
     def stop(self) -> None:
         with self._state:
@@ -173,9 +225,7 @@ class LocalPlatform(Platform):
     def _end(self) -> None:
         if self._run is not None:
             self._run.end()
-        if self._finalizer is not None:
-            self._finalizer.detach()
-            self._finalizer = None
+        self._unfinalize()
 
     def detach(self, timeout: float = 1.0) -> None:
         with self._detaching:
@@ -189,15 +239,22 @@ class LocalPlatform(Platform):
             if run.fileno() >= 0:
                 poll.register(run.fileno(), select.POLLIN)
             deadline = time.monotonic() + timeout
+            late = False
             while True:
                 left = deadline - time.monotonic()
                 poll.poll(max(0.0, left) * 1000)
                 acks = self._mailbox.acknowledged()
                 if acks & DETACH:
+                    if self.lasts:
+                        self._let_go()
                     return
                 if acks & STOP or not run.alive:
                     raise StateError(f"the remote ended instead of detaching: {run.crash or 'stopped'}")
                 if left <= 0:
+                    # It stays attached, also if it wakes up later; unless it is about to acknowledge this moment.
+                    if not late and not self._mailbox.withdraw(DETACH):
+                        late, deadline = True, deadline + _LATE
+                        continue
                     raise Timeout(f"the remote did not acknowledge the detach in {timeout} s")
 
     def _forget(self) -> None:
@@ -205,8 +262,7 @@ class LocalPlatform(Platform):
             return
         self._closed = True
         self._state, self._detaching = threading.Lock(), threading.Lock()  # whoever had them stayed behind
-        if self._finalizer is not None:
-            self._finalizer.detach()
+        self._unfinalize()
         if self._run is not None:
             self._run.forget()
         self.doorbell.close()
@@ -218,7 +274,10 @@ class LocalPlatform(Platform):
                 return
             self._closed = True
             try:
-                self._end()
+                if self._held:
+                    self._end()
+                elif self._run is not None:
+                    self._run.forget()
             finally:
                 with self._detaching:
                     self.doorbell.close()

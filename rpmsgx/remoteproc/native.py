@@ -5,7 +5,8 @@
 
 Physical addresses are 0x8_0000_0000 above device addresses. As a thread the remote runs outside the GIL; it
 cannot be killed, so its faults are reports and its hang gives way to `stop`. As a process it really faults
-and really hangs.
+and really hangs. It ends with its host, unless it has a socket: then it goes on by itself, and hands its memory and
+its eventfds to whoever connects (handover.py), which is how a later host attaches to it.
 """
 
 from __future__ import annotations
@@ -19,23 +20,26 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import FirmwareError, Timeout
+from ..errors import FirmwareError, ResourceError, Timeout
 from ..memory.region import Region
+from ..memory.space import AddressSpace
 from ..notify.doorbell import EventfdDoorbell
+from . import handover
 from .local import FAULTS, STOP, LocalPlatform
+from .process import Process
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from ..memory.space import AddressSpace
     from .local import Mailbox, Run
 
 ROM, SHM = 0x10000000, 0x20000000
 PA_OFFSET = 0x8_0000_0000
 TABLE_DA = ROM
 TRACE_DA, TRACE_SIZE = ROM + 0x1000, 0x1000
+_ROM_SIZE, _SHM_SIZE = 0x10000, 0x100000
 _GRACE, _PATIENCE = 2.0, 5.0
+_HANDOVER = 10.0  # seconds for a remote that has just been started to listen
 _FAULT_STATUS = 0x80  # a process that gave up exits with this plus RPX_FAULT_*
 
 
@@ -82,24 +86,54 @@ class NativeImage:
         space.write(da, table)
 
 
+def _table_size() -> int:
+    from ._native import lib
+
+    size: int = lib.rpx_native_table_size()
+    return size
+
+
 class NativePlatform(LocalPlatform):
-    """csrc's remote in a thread (`process=False`) or a process. `app` is run where no firmware is named."""
+    """csrc's remote in a thread (`process=False`) or a process. `app` is run where no firmware is named.
+
+    `socket` is the path of a Unix socket: the remote is a process then that goes on when its host ends, kill -9
+    included, until it is stopped. One that runs there already is found at once, and by `prepare()`, which then changes
+    `space`, `shared`, `desc_addr` and `app` to what it has. Only its own user may connect to the socket.
+
+    Raises, with a socket, ResourceError if something else is served there, or not in these sizes; Timeout if it does
+    not answer; OSError if it may not be connected to.
+    """
 
     name = "native"
     cpu = machine_info.machine()
 
     def __init__(
-        self, app: str = "sample", *, process: bool = False, desc_addr: Literal["pa", "da"] = "pa"
+        self,
+        app: str = "sample",
+        *,
+        process: bool = False,
+        socket: str | os.PathLike[str] | None = None,
+        desc_addr: Literal["pa", "da"] = "pa",
     ) -> None:
         if desc_addr not in ("pa", "da"):
             raise ValueError(f"desc_addr is {desc_addr!r}, not 'pa' or 'da'")
         super().__init__(
-            Region.memfd("rom", 0x10000, da=ROM, pa=ROM + PA_OFFSET),
-            shared=Region.memfd("shm", 0x100000, da=SHM, pa=SHM + PA_OFFSET),
+            Region.memfd("rom", _ROM_SIZE, da=ROM, pa=ROM + PA_OFFSET),
+            shared=Region.memfd("shm", _SHM_SIZE, da=SHM, pa=SHM + PA_OFFSET),
             desc_addr=desc_addr,
         )
         self.app = app
-        self.process = process
+        self.process = process or socket is not None
+        self._table = 0
+        if socket is not None:
+            self.identity = os.path.abspath(socket)
+            self.options = {"socket": self.identity}
+            self.lasts = True
+            try:
+                self.prepare()
+            except BaseException:
+                self.close()
+                raise
 
     def image(self, firmware: str | None) -> NativeImage:
         """The application `firmware`, or `app`. Raises FirmwareError if there is none of that name."""
@@ -111,6 +145,65 @@ class NativePlatform(LocalPlatform):
         run = self._run
         return run.pid if isinstance(run, _Process) and run.alive else None
 
+    @property
+    def running(self) -> bool:
+        return super().running or (self.identity is not None and not self._closed and handover.present(self.identity))
+
+    @property
+    def loaded_table(self) -> tuple[int, int] | None:
+        return (TABLE_DA, self._table or _table_size()) if super().running else None
+
+    def prepare(self) -> None:
+        """Look for a remote at the socket, unless one is known. Raises as the constructor does."""
+        with self._state:
+            if self.identity is not None and not self._closed and not super().running:
+                found = handover.take(self.identity, 5, _HANDOVER)
+                if found is not None:
+                    self._adopt(found)
+
+    def attach(self) -> None:
+        self.prepare()
+        super().attach()
+
+    def _adopt(self, found: handover.Handover) -> None:
+        """Put what was handed over in the place of what there is."""
+        assert self.identity is not None
+        regions: list[Region] = []
+        try:
+            app, desc_addr, table = _greeting(self.identity, found.said)
+            _check_eventfds(self.identity, found.fds[2:])
+            regions += _regions(self.identity, found.fds[:2])
+            assert isinstance(self.doorbell, _NativeDoorbell)
+            if self._run is not None:
+                self._run.forget()
+            self._mailbox.become(found.fds[2:])
+            self.doorbell.become(self._mailbox)
+            self._held = False
+            self._run = _Process(found.process, self._mailbox, self.doorbell)
+        except BaseException:
+            found.process.close()
+            for region in regions:
+                region.close()
+            raise
+        finally:
+            for fd in found.fds:
+                os.close(fd)
+        self.app, self.desc_addr, self._table = app, desc_addr, table
+        before, self.space, self.shared = self.space, AddressSpace(*regions), regions[1]
+        for region in before.regions:
+            region.close()
+
+    def _hold(self, run: Run) -> None:
+        assert isinstance(self.doorbell, _NativeDoorbell)
+        self.doorbell.listen(True)
+        super()._hold(run)
+
+    def _let_go(self) -> None:
+        # The ring is for whoever is attached: an eventfd that two of them clear is one that each may miss.
+        assert isinstance(self.doorbell, _NativeDoorbell)
+        self.doorbell.listen(False)
+        super()._let_go()
+
     def _doorbell(self, listen: int, ring: int) -> EventfdDoorbell:
         return _NativeDoorbell(listen, ring)
 
@@ -120,8 +213,47 @@ class NativePlatform(LocalPlatform):
         address = shm.pa if self.desc_addr == "pa" else shm.da
         if not self.process:
             return _Thread(app, rom, shm, address, self._mailbox)
-        assert isinstance(self.doorbell, _NativeDoorbell)
-        return _Process(app, rom, shm, address, self._mailbox, self.doorbell)
+        assert isinstance(self.doorbell, _NativeDoorbell) and rom.fd is not None and shm.fd is not None
+        fds = rom.fd, shm.fd, *self._mailbox.fds
+        self._table = 0
+        if self.identity is None:
+            return _spawn(app, address, fds, self._mailbox, self.doorbell)
+        said = {"app": app, "desc_addr": self.desc_addr, "table": _table_size()}
+        return _spawn_to_last(app, address, fds, self._mailbox, self.doorbell, self.identity, said)
+
+
+def _greeting(path: str, said: Any) -> tuple[str, Literal["pa", "da"], int]:
+    """What a remote says of itself, checked."""
+    match said:
+        case {"app": str(app), "desc_addr": "pa" | "da" as desc_addr, "table": int(table)} if (
+            app.isidentifier() and 0 < table <= TRACE_DA - TABLE_DA
+        ):
+            return app, desc_addr, table
+    raise ResourceError(f"{path}: its server is no native remote of this version: it says {str(said)[:200]}")
+
+
+def _check_eventfds(path: str, fds: Sequence[int]) -> None:
+    for fd in fds:
+        kind = os.readlink(f"/proc/self/fd/{fd}")
+        if kind != "anon_inode:[eventfd]" or os.get_blocking(fd):
+            blocking = "a blocking " if os.get_blocking(fd) else ""
+            raise ResourceError(f"{path}: its server handed over {blocking}{kind}, not an eventfd that never blocks")
+
+
+def _regions(path: str, fds: Sequence[int]) -> list[Region]:
+    wanted = ("rom", _ROM_SIZE, ROM), ("shm", _SHM_SIZE, SHM)
+    regions: list[Region] = []
+    try:
+        for fd, (name, size, da) in zip(fds, wanted, strict=True):
+            region = Region.from_fd(name, fd, size, da=da, pa=da + PA_OFFSET)
+            regions.append(region)
+            if not region.sealed:
+                raise ResourceError(f"region {name!r} is not sealed against shrinking")
+    except ResourceError as error:
+        for region in regions:
+            region.close()
+        raise ResourceError(f"{path}: its server handed over what is no memory of a native remote: {error}") from None
+    return regions
 
 
 def _run(app: str, rom: Any, shm: Any, address: int, mailbox: tuple[int, int, int], lifeline: int) -> int:
@@ -188,7 +320,23 @@ class _NativeDoorbell(EventfdDoorbell):
         super().__init__(listen, ring)
         self._epoll = select.epoll()
         self._epoll.register(listen, select.EPOLLIN)
+        self._listening = True
         self._gone: Callable[[], object] | None = None
+
+    def become(self, mailbox: Mailbox) -> None:
+        """Ring and be rung by other eventfds from now on, the latter once it is told to listen."""
+        self.listen(False)
+        os.dup2(mailbox.kicks, self._listen, inheritable=False)
+        os.dup2(mailbox.events, self.kick_fd, inheritable=False)
+
+    def listen(self, on: bool) -> None:
+        """Whether the eventfd is looked at and cleared."""
+        if on != self._listening and not self._epoll.closed:
+            if on:
+                self._epoll.register(self._listen, select.EPOLLIN)
+            else:
+                self._epoll.unregister(self._listen)
+            self._listening = on
 
     def watch(self, pidfd: int, gone: Callable[[], object]) -> None:
         self._gone = gone
@@ -205,7 +353,8 @@ class _NativeDoorbell(EventfdDoorbell):
     def drain(self) -> None:
         if self._gone is not None:
             self._gone()
-        super().drain()
+        if self._listening:
+            super().drain()
 
     def close(self) -> None:
         self._epoll.close()
@@ -213,59 +362,37 @@ class _NativeDoorbell(EventfdDoorbell):
 
 
 class _Process:
-    """The remote as a process, which dies with its host."""
+    """The remote as a process. It ends when its lifeline does, if it has one."""
 
-    def __init__(
-        self, app: str, rom: Region, shm: Region, address: int, mailbox: Mailbox, doorbell: _NativeDoorbell
-    ) -> None:
-        import subprocess
-
-        assert rom.fd is not None and shm.fd is not None
+    def __init__(self, process: Process, mailbox: Mailbox, doorbell: _NativeDoorbell, lifeline: int = -1) -> None:
         self._crash: str | None = None
+        self.pid = process.pid
+        self._process = process
         self._mailbox = mailbox
         self._doorbell = doorbell
+        self._lifeline = lifeline
         self._ended = False
         self._reaping = threading.Lock()
-        lifeline, self._lifeline = os.pipe()
-        events = (mailbox.events, mailbox.kicks, mailbox.acks)
-        try:
-            arguments = json.dumps([app, rom.fd, shm.fd, address, events, lifeline])
-            root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-            path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-            self._child: subprocess.Popen[bytes] = subprocess.Popen(
-                [sys.executable, "-m", "rpmsgx.remoteproc.native", arguments],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
-                pass_fds=(rom.fd, shm.fd, *events, lifeline),
-            )
-        except BaseException:
-            os.close(self._lifeline)
-            raise
-        finally:
-            os.close(lifeline)
-        self.pid = self._child.pid
-        self._pidfd = os.pidfd_open(self.pid)
-        doorbell.watch(self._pidfd, self._reap)
+        doorbell.watch(process.fileno(), self._reap)
 
     def _reap(self) -> bool:
         """Has it died? The first to see it keeps the reason, and rings for those who wait for it."""
         with self._reaping:
-            if self._ended:
-                return True
-            status = self._child.poll()
-            if status is None:
-                return False
-            self._crash = _describe(status)
-            self._mailbox.ring()
-            self._release()
-            return True
+            if not self._ended and self._process.ended():
+                self._crash = _describe(self._process)
+                self._mailbox.ring()
+                self._release()
+            return self._ended
 
     def _release(self) -> None:
+        self._doorbell.unwatch(self._process.fileno())
+        self._give_up()
+
+    def _give_up(self) -> None:
         self._ended = True
-        self._doorbell.unwatch(self._pidfd)
-        os.close(self._pidfd)
-        os.close(self._lifeline)
-        self._pidfd = -1
+        self._process.close()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
 
     @property
     def crash(self) -> str | None:
@@ -281,34 +408,28 @@ class _Process:
         return not self._reap()
 
     def fileno(self) -> int:
-        return self._pidfd
+        return self._process.fileno()
 
     def forget(self) -> None:
         if not self._ended:
-            self._ended = True
-            self._child.returncode = -1  # not this process's child: there is nothing to reap
-            os.close(self._pidfd)
-            os.close(self._lifeline)
+            self._give_up()
 
     def end(self) -> None:
-        import subprocess
-
         with self._reaping:
             if self._ended:
                 return
             self._mailbox.post(STOP)
-            try:
-                self._child.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                self._child.kill()
-                try:
-                    self._child.wait(_PATIENCE)
-                except subprocess.TimeoutExpired:
-                    raise Timeout("the remote's process does not die") from None
+            if not self._process.ended(_GRACE):
+                self._process.kill()
+                if not self._process.ended(_PATIENCE):
+                    raise Timeout("the remote's process does not die")
             self._release()
 
 
-def _describe(status: int) -> str:
+def _describe(process: Process) -> str:
+    status = process.status
+    if status is None:
+        return f"process {process.pid} died; how, only its parent was told"
     if status < 0:
         try:
             name = f" ({signal.Signals(-status).name})"
@@ -318,17 +439,71 @@ def _describe(status: int) -> str:
     return FAULTS.get(status - _FAULT_STATUS, f"exited with status {status}")
 
 
+def _spawn(
+    app: str, address: int, fds: Sequence[int], mailbox: Mailbox, doorbell: _NativeDoorbell
+) -> _Process:
+    """The remote as a process that dies with this one."""
+    theirs, lifeline = os.pipe()
+    try:
+        argument = {"app": app, "address": address, "fds": fds, "lifeline": theirs}
+        process = Process.spawn(__name__, argument, (*fds, theirs))
+        return _Process(process, mailbox, doorbell, lifeline)
+    except BaseException:
+        os.close(lifeline)
+        raise
+    finally:
+        os.close(theirs)
+
+
+def _spawn_to_last(
+    app: str, address: int, fds: Sequence[int], mailbox: Mailbox, doorbell: _NativeDoorbell, path: str, said: Any
+) -> _Process:
+    """The remote as a process of its own session, which is found at the socket `path` and says `said` there."""
+    import subprocess
+
+    server, identity = handover.place(path)
+    try:
+        argument = {
+            "app": app, "address": address, "fds": fds,
+            "server": server.fileno(), "path": path, "identity": identity, "said": said,
+        }  # fmt: skip
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = Process.spawn(__name__, argument, (*fds, server.fileno()), start_new_session=True, **quiet)
+    except BaseException:
+        handover.remove(path, identity)
+        raise
+    finally:
+        server.close()
+    return _Process(process, mailbox, doorbell)
+
+
 def main(argument: str) -> int:
-    """The process: `argument` is what `_Process` says, with inherited descriptors."""
+    """The process: `argument` is what `_spawn` and `_spawn_to_last` say, with inherited descriptors."""
     import mmap
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # its faults are part of the game
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the host's to answer
-    app, rom, shm, address, events, lifeline = json.loads(argument)
-    rom, shm = (mmap.mmap(fd, os.fstat(fd).st_size) for fd in (rom, shm))
-    result = _run(app, rom, shm, address, tuple(events), lifeline)
+    given = json.loads(argument)
+    fds = given["fds"]
+    lifeline = given["lifeline"] if "lifeline" in given else _serve(given, fds)
+    rom, shm = (mmap.mmap(fd, os.fstat(fd).st_size) for fd in fds[:2])
+    result = _run(given["app"], rom, shm, given["address"], tuple(fds[2:]), lifeline)
+    if result == 0 and "path" in given:  # a crash removes nothing
+        handover.remove(given["path"], tuple(given["identity"]))
     return _FAULT_STATUS + result if result > 0 else -result
+
+
+def _serve(given: Any, fds: list[int]) -> int:
+    """Be there for later hosts. A lifeline that ends with this process alone."""
+    import socket
+
+    server = socket.socket(fileno=given["server"])
+    server.listen()
+    os.chdir("/")
+    threading.Thread(target=handover.serve, args=(server, given["said"], fds), daemon=True).start()
+    lifeline, _ = os.pipe()
+    return lifeline
 
 
 if __name__ == "__main__":

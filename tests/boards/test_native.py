@@ -109,6 +109,25 @@ def test_a_process_that_hangs_is_killed(process: NativePlatform) -> None:
     assert process.crash is None and process.pid is None
 
 
+@pytest.mark.lesson("09")
+def test_lesson_09_a_detach_that_was_not_acknowledged_is_taken_back(process: NativePlatform) -> None:
+    """The remote, which was only slow, is still attached: nothing was lost, and the next detach is a new one."""
+    driver = boot(process)
+    driver.announced(2)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    driver.send(1024, b"while it was stopped")
+    with pytest.raises(rpmsgx.Timeout):
+        process.detach(0.05)
+    os.kill(process.pid, signal.SIGCONT)
+    assert driver.recv()[2] == b"while it was stopped"
+    echo(driver, 10)
+    assert "detached" not in driver.trace()
+    driver.status(0)
+    process.detach(TIMEOUT)
+    assert driver.trace().endswith("sample: detached\n")
+
+
 def test_descriptors_are_given_back() -> None:
     def count() -> int:
         return len(os.listdir("/proc/self/fd"))

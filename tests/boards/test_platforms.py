@@ -253,6 +253,185 @@ def test_detached_with_driver_ok_standing_nothing_is_touched(platform: Platform)
     assert driver.announced(2) == SAMPLE
 
 
+FLOOD = 0x46585052, 1, 1 << 30, 100  # csrc/apps/flood.c: send, and never end
+
+
+@pytest.mark.lesson("05")
+def test_lesson_05_the_bus_comes_and_goes_under_traffic(platform: Platform) -> None:
+    """The remote sends without a pause as the driver resets and sets up its rings anew, here or there.
+
+    There is no acknowledgement of a reset in a resource table. So a remote that is interrupted right before it
+    publishes may do so into the new rings: a driver that sees this resets once more, and it must be the exception.
+    """
+    driver = boot(platform, "flood")
+    again = 0
+    for i in range(150):
+        try:
+            assert driver.announced(1) == {"rpmsg-flood": 1024}
+            driver.send(1024, struct.pack("=4I", *FLOOD))
+            for n in range(i * 37 % 400):
+                _, _, data = driver.recv()
+                assert struct.unpack_from("=I", data) == (n,) and len(data) == 100
+        except Exception:  # what was published there can look like anything
+            again += 1
+        driver.begin(0x80000 * (i * 7 % 3 == 0))
+        driver.kick()
+    assert again <= 2
+    assert platform.running and platform.crash is None
+    driver.status(0)
+    platform.detach(TIMEOUT)
+    driver.begin()
+    driver.kick()
+    assert driver.announced(1) == {"rpmsg-flood": 1024}
+
+
+def never_up(driver: Driver) -> str:
+    driver.status(0)
+    driver.platform.stop()
+    driver.platform.image("sample").load(driver.platform.space)
+    driver.platform.start(driver.platform.image("sample").entry)
+    return "sample"
+
+
+def down(driver: Driver) -> str:
+    driver.status(0)
+    driver.kick()
+    driver.until("down: reset by the driver")
+    return "sample"
+
+
+def idle(driver: Driver) -> str:
+    return "sample"
+
+
+def broken(driver: Driver) -> str:
+    outside(driver)
+    driver.kick()
+    driver.until("broken: waiting for the driver's reset")
+    return "sample"
+
+
+def nowhere(driver: Driver) -> str:
+    driver.status(0)
+    driver.vring(0, da=0, num=256, notifyid=0)
+    driver.status(7)
+    driver.kick()
+    driver.until("broken: vring 0 is not in shared memory")
+    return "sample"
+
+
+def sending(driver: Driver) -> str:
+    driver.send(1024, struct.pack("=4I", *FLOOD))
+    for _ in range(300):
+        driver.recv()
+    return "flood"
+
+
+def out_of_buffers_in_a_callback(driver: Driver) -> str:
+    exhaust(driver)
+    return "sample"
+
+
+def out_of_buffers_at_work(driver: Driver) -> str:
+    driver.send(1024, struct.pack("=4I", *FLOOD))
+    deadline = time.monotonic() + TIMEOUT
+    while driver.used_idx(0) != driver.last + driver.num:
+        assert time.monotonic() < deadline
+    return "flood"
+
+
+def detached(driver: Driver) -> str:
+    driver.status(0)
+    driver.platform.detach(TIMEOUT)
+    return "sample"
+
+
+def detached_with_driver_ok(driver: Driver) -> str:
+    driver.platform.detach(TIMEOUT)
+    return "sample"
+
+
+@pytest.mark.lesson("07")
+@pytest.mark.lesson("09")
+@pytest.mark.parametrize("reset", [True, False], ids=["reset", "no reset"])
+@pytest.mark.parametrize(
+    "state",
+    [
+        never_up,
+        down,
+        idle,
+        broken,
+        nowhere,
+        sending,
+        out_of_buffers_in_a_callback,
+        out_of_buffers_at_work,
+        detached,
+        detached_with_driver_ok,
+    ],
+)
+def test_lesson_09_detach_is_acknowledged_in_every_state(
+    platform: Platform, state: Callable[[Driver], str], reset: bool
+) -> None:
+    """After the acknowledgement nothing is touched, and the host can attach to the same remote."""
+    firmware = "flood" if state in (sending, out_of_buffers_at_work) else "sample"
+    driver = boot(platform, firmware)
+    names = driver.announced(2 if firmware == "sample" else 1)
+    assert state(driver) == firmware
+    if reset:
+        driver.status(0)
+    platform.detach(TIMEOUT)
+    assert platform.running and driver.trace().endswith(f"{firmware}: detached\n")
+    table = platform.image(firmware).resource_table
+    assert table is not None
+    driver.table[:] = table[1]
+    driver.shm[:] = b"\xa5" * len(driver.shm)  # somebody else's now
+    for _ in range(3):
+        driver.kick()
+    platform.detach(TIMEOUT)  # once more: it has looked at all that there was to look at
+    assert bytes(driver.shm).count(b"\xa5") == len(driver.shm)
+    assert bytes(driver.table) == table[1]
+    platform.prepare()
+    platform.attach()
+    driver.begin()
+    driver.kick()
+    assert driver.announced(len(names)) == names
+    if firmware == "sample":
+        echo(driver, 5)
+
+
+@pytest.mark.lesson("07")
+def test_lesson_07_attach_and_detach_many_times(platform: Platform) -> None:
+    driver = boot(platform)
+    table = platform.image("sample").resource_table
+    assert table is not None
+    for _ in range(20):
+        assert driver.announced(2) == SAMPLE
+        echo(driver, 3)
+        driver.status(0)
+        platform.detach(TIMEOUT)
+        driver.table[:] = table[1]
+        platform.unprepare()
+        assert platform.running
+        platform.prepare()
+        platform.attach()
+        driver.begin()
+        driver.kick()
+    assert driver.announced(2) == SAMPLE
+
+
+def test_attach_needs_a_remote_that_runs(platform: Platform) -> None:
+    with pytest.raises(rpmsgx.StateError):
+        platform.attach()
+    boot(platform).announced(2)
+    platform.attach()  # it has it already
+    platform.stop()
+    with pytest.raises(rpmsgx.StateError):
+        platform.attach()
+    platform.close()
+    with pytest.raises(rpmsgx.StateError):
+        platform.attach()
+
+
 def test_stop_and_start_again(platform: Platform) -> None:
     for _ in range(4):
         driver = boot(platform)
@@ -322,6 +501,7 @@ def test_crash(platform: Platform, command: bytes) -> None:
         with pytest.raises(rpmsgx.StateError):
             platform.detach(TIMEOUT)
         reason = platform.crash
+        assert platform.crash_kind == ("fatal error" if command == b"f" else "fault")
         platform.stop()
         assert platform.crash == reason  # until the next start
     boot(platform)
