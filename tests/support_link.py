@@ -11,7 +11,7 @@ from typing import Any
 
 import rpmsgx
 
-TRANSPORTS = ("virtual", "file", "memfd")
+TRANSPORTS = ("virtual", "file", "memfd", "vhost-user")
 ROLES = ("driver", "device")
 WAIT = 10.0  # seconds after which a wait that must end is a failure
 ROUNDS = int(os.environ.get("RPMSGX_ROUNDS", "20000"))
@@ -32,9 +32,9 @@ class Pair:
     """Both ends of a link: `near` has the role that was asked for, `far` is its peer."""
 
     def __init__(self, transport: str, role: str, folder: Path) -> None:
-        place = {"virtual": f"test-{next(_count)}", "file": str(folder / "link"), "memfd": str(folder / "socket")}
+        place = {"virtual": f"test-{next(_count)}", "file": str(folder / "link")}
         self.transport = transport
-        self.url = f"{transport}:{place[transport]}"
+        self.url = f"{transport}:{place.get(transport, folder / 'socket')}"
         self.role = role
         self.far_role = ROLES[1 - ROLES.index(role)]
         self.buses: list[Any] = []

@@ -27,7 +27,7 @@ class Inotify:
         return self._fd
 
     def add(self, path: str | os.PathLike[str], mask: int) -> int:
-        """Watch what is at `path` now, wherever it goes: the number of the watch, one for each inode. Raises OSError."""
+        """Watch what is at `path` now, wherever it goes. Returns the watch's number, one for each inode; OSError."""
         wd: int = self._libc.inotify_add_watch(self._fd, os.fsencode(path), mask)
         if wd < 0:
             raise _error(path)

@@ -32,7 +32,7 @@ _NAMES = IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_ATTRIB | IN_CL
 _LINKS = 40  # as in the kernel: more symbolic links than this lead nowhere
 _PIECES = 4  # a flood of events is read this many pieces at a time
 
-# File systems that change without inotify events, from another machine or by the kernel itself; f_type in linux/magic.h.
+# File systems that change without inotify events, by another machine or by the kernel; f_type of linux/magic.h.
 _SILENT = frozenset(
     {
         0x6969,  # NFS

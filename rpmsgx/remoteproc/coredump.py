@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 MAX_SIZE = 1 << 30
 MAX_NOTES = 1 << 20
-MAX_LOADS = 0xFFFD  # and the PT_NOTE; e_phnum 0xffff means that the number stands elsewhere
+MAX_PROGRAMS = 0xFFFE  # e_phnum 0xffff means that the number stands elsewhere
 MAX_TIME = 253402300800.0  # the year 10000
 STACK = 0x10000
 _CHUNK = 1 << 16
@@ -126,8 +126,8 @@ class Core(NamedTuple):
     def write(self, path: str | os.PathLike[str], format: Literal["elf", "raw"] = "elf") -> None:
         """Write the dump to `path`, in place of what was there; the file appears when it is whole, with mode 0600.
 
-        Raises OSError, ResourceError if a segment has no place in an ELF file of this class, and ValueError for a
-        format that is neither "elf" nor "raw".
+        Raises OSError, ResourceError if a segment has no place in an ELF file of this class or there are more of them
+        than `read` takes (about ten thousand), and ValueError for a format that is neither "elf" nor "raw".
         """
         if format not in ("elf", "raw"):
             raise ValueError(f"format is {format!r}, not 'elf' or 'raw'")
@@ -193,9 +193,11 @@ class Core(NamedTuple):
     def _elf_head(self) -> bytes:
         """Everything before the segments' bytes."""
         bits = self.bits
-        if len(self.segments) > MAX_LOADS:
-            raise ResourceError(f"{len(self.segments)} segments are too many for an ELF file, the limit is {MAX_LOADS}")
         notes = self._notes()
+        if len(notes) > MAX_NOTES:  # long before there are too many program headers
+            raise ResourceError(
+                f"the notes on {len(self.segments)} segments have {len(notes)} bytes, the limit is {MAX_NOTES}"
+            )
         at = elf.EHDR[bits].size + elf.PHDR[bits].size * (1 + len(self.segments))
         programs = [elf.Program(_PT_NOTE, at, 0, 0, len(notes), 0, 4, 4)]
         at += len(notes)
@@ -247,7 +249,7 @@ class Core(NamedTuple):
         header = elf.read_header(data)
         if header.type != _ET_CORE:
             raise FirmwareError(f"e_type is {header.type}, not {_ET_CORE}: not a core file")
-        programs = elf.read_programs(data, header, MAX_LOADS + 1)
+        programs = elf.read_programs(data, header, MAX_PROGRAMS)
         view = memoryview(data)
         note = next((program for program in programs if program.type == _PT_NOTE), None)
         description = _description(_span(view, note, MAX_NOTES)) if note else {}

@@ -127,7 +127,7 @@ class Arrival:
 
 
 def _check(path: str, *, created: bool = False) -> None:
-    """Raise OSError unless the file at `path` can be loaded. `created`: it was, and not closed since as far as known."""
+    """Raise OSError unless the file at `path` can be loaded. `created`: it was, and nobody was seen to close it."""
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", path)

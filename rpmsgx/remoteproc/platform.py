@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 from ..errors import FirmwareError, StateError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Self
 
     from ..memory.region import Region
@@ -73,6 +74,8 @@ class Platform:
     """The host's end: readable when the remote rang, and when it crashed. Owned by the platform."""
     identity: str | None = None
     """Names the remote among all processes of this machine; None: no other process can reach it."""
+    options: Mapping[str, Any] | None = None
+    """What `open_platform` needs to open it in another process; None: it cannot be opened there."""
     recovery: Literal["reload", "attach"] = "reload"
     """How a crashed remote comes back: loaded and started anew, or by itself, and is attached to."""
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from rpmsgx.remoteproc.coredump import Core
     from rpmsgx.remoteproc.firmware import Arrival
     from rpmsgx.remoteproc.guardian import Guardian
-    from rpmsgx.remoteproc.hold import Hold
+    from rpmsgx.remoteproc.hold import Hold, Saved
     from rpmsgx.remoteproc.presence import Presence
     from rpmsgx.remoteproc.vdev import RpmsgVdev, Subdevice
     from rpmsgx.rpmsg.bus import Bus, Channel, Endpoint
@@ -144,6 +144,8 @@ class Remoteproc:
         self._recover_at: float | None = None  # time.monotonic()
         self._arrival: Arrival | None = None
         self._hold: Hold | None = None
+        self._saved: Saved | None = None
+        self._image_before: Image | None = None  # of a remote that was detached from
         self._guardian: Guardian | None = None
         self._presence: Presence | None = None
         self._present = True
@@ -387,13 +389,21 @@ class Remoteproc:
     def _attach(self, resume: bool) -> None:
         hold = self._take_hold()
         try:
+            saved = hold.saved if hold is not None else None
             uptime = Uptime(self, self._subdevices)
-            image = self._image() if self._firmware is not None else None
-            uptime.attach(image, hold.saved if hold is not None else None, resume)
+            uptime.attach(self._image_of(saved), saved, resume)
         except BaseException:
             self._let_go()
             raise
         self._begin(uptime)
+
+    def _image_of(self, saved: Saved | None) -> Image | None:
+        """The image of a remote that was found running; None: nothing tells."""
+        for find in (lambda: self._image_before, lambda: self._image() if self._firmware is not None else None):
+            image = find()
+            if image is not None and (saved is None or saved.sha256 in (None, image.sha256)):
+                return image
+        return None
 
     def _begin(self, uptime: Uptime) -> None:
         self._uptime = uptime
@@ -415,7 +425,7 @@ class Remoteproc:
         assert self._uptime is not None
         self._bury_buses()
         self._uptime.detach(timeout)
-        self._uptime = None
+        self._image_before, self._uptime = self._uptime.image, None
         self._let_go()
 
     def _come_back(self, work: Work) -> None:
@@ -555,7 +565,7 @@ class Remoteproc:
     def _take_hold(self) -> Hold | None:
         identity = self._platform.identity
         if identity is not None and self._hold is None:
-            from rpmsgx.remoteproc.hold import Hold
+            from rpmsgx.remoteproc.hold import Hold, Saved
 
             hold = Hold(identity)
             hold.acquire()
@@ -570,22 +580,28 @@ class Remoteproc:
         from rpmsgx.remoteproc.hold import Saved
 
         image = uptime.image
-        channels = tuple((channel.name, channel.addr) for channel in self.channels)
-        hold.save(
-            Saved(
-                uptime.plan.table_da,
-                uptime.plan.clean,
-                self._firmware if image is not None else None,
-                image.sha256 if image is not None else None,
-                channels,
-            )
+        saved = Saved(
+            uptime.plan.table_da,
+            uptime.plan.clean,
+            self._firmware if image is not None else None,
+            image.sha256 if image is not None else None,
+            tuple((channel.name, channel.addr) for channel in self.channels),
         )
+        if saved != self._saved:
+            hold.save(saved)
+            self._saved = saved
         if self._guarded and self._guardian is None:
             from rpmsgx.remoteproc.guardian import Guardian
 
             self._guardian = Guardian(self._platform, "detach" if self.at_exit == "detach" else "stop")
 
+    def _save_channels(self) -> None:
+        if self._hold is not None:
+            with self._lock:
+                self._save()
+
     def _let_go(self) -> None:
+        self._saved = None
         if self._guardian is not None:
             self._guardian.close()
             self._guardian = None
@@ -602,7 +618,6 @@ class Remoteproc:
         if self._coredump == "enabled":
             self._core = core
             return
-        assert core.time is not None
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(core.time))
         path = os.path.join(self._coredump_dir, f"{self.name}-{stamp}-{self._crash_count}.core")
         core.write(path)
@@ -615,7 +630,10 @@ class Remoteproc:
         crash = self._uptime.crash
         assert crash is not None
         image = self._uptime.image
-        segments = segments_of(image, self._uptime.plan.carveouts, self._platform.space)
+        plan, platform = self._uptime.plan, self._platform
+        segments = segments_of(
+            image, plan.carveouts, platform.space, traces=plan.traces, registers=platform.registers, copy=copied
+        )
         return Core(
             self.name, crash.kind, crash.cause, crash.time,
             image.name if image else "", image.sha256 if image else "",
@@ -671,6 +689,8 @@ class Remoteproc:
         for bus in buses:
             with contextlib.suppress(ChannelRemoved, Closed):
                 done += bus.poll(0)
+        if done:
+            self._save_channels()
         return done
 
     # -- talking to it -------------------------------------------------------------------------------------------
@@ -707,7 +727,7 @@ class Remoteproc:
     @property
     def channels(self) -> tuple[Channel, ...]:
         """What the remote has announced, on all its buses; () while it is not up."""
-        return tuple(channel for bus in self._buses() for channel in bus.channels)
+        return () if self.crash is not None else tuple(channel for bus in self._buses() for channel in bus.channels)
 
     @property
     def lost(self) -> int:
@@ -753,8 +773,7 @@ class Remoteproc:
                 if self.waiting_for is None and self.state not in (State.RUNNING, State.ATTACHED):
                     raise ChannelRemoved(f"{self.name}: {error.strerror}") from None
             else:
-                with self._lock:
-                    self._save()
+                self._save_channels()
                 return endpoint
 
     def trace(self) -> str:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rpmsgx.notify.hub import share
 from rpmsgx.remoteproc import adopt, resources
-from rpmsgx.remoteproc.vdev import RpmsgVdev, Subdevice
+from rpmsgx.remoteproc.vdev import HANDSHAKE, RpmsgVdev, Subdevice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from rpmsgx.virtio.table import ResourceTable
 
 log = logging.getLogger("rpmsgx.remoteproc")
-
-HANDSHAKE = 1.0  # seconds that a remote has to forget the rings of the host before
 
 
 class Crash(NamedTuple):
@@ -221,10 +219,10 @@ class Uptime:
         in them. Raises ResourceError, StateError as `adopt` does: nothing was changed then.
         """
         platform = self._platform
-        space = platform.space
         with self._steps("attaching to") as step, contextlib.ExitStack() as undo:
             step("prepare the platform")
             self._prepare(undo)
+            space = platform.space
             step("find its resource table")
             table, table_da = adopt.find_table(platform, self._resources, image, saved)
             step("give its resources memory")
@@ -249,6 +247,9 @@ class Uptime:
             platform.attach()
             self.image = image
             self._start_subdevices(undo, step)
+            if resume and saved is not None and len(self.vdevs) == 1:  # the remote will not announce them again
+                for name, addr in saved.channels:
+                    self.vdevs[0].create_channel(name, addr)
             undo.pop_all()
         log.info("%s: attached%s", self._name, ", resumed" if resume else f", {self.lost} messages lost")
 

@@ -10,9 +10,11 @@ Per uptime, in the order in which they were added, and backwards on the way down
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rpmsgx.errors import Timeout
 from rpmsgx.notify.doorbell import readable
 from rpmsgx.rpmsg.bus import Bus
 from rpmsgx.virtio.link import VdevLink
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from rpmsgx.remoteproc.remoteproc import Remoteproc
     from rpmsgx.remoteproc.resources import PlacedVdev, Plan
 
+log = logging.getLogger("rpmsgx.remoteproc")
+
+HANDSHAKE = 1.0  # seconds that a remote has to forget the rings
 LINGER = 0.2  # seconds for the remote to take what was sent, at a stop
 
 
@@ -141,8 +146,25 @@ class RpmsgVdev:
         self._started = True
         self._bus.start()
 
+    def create_channel(self, name: str, addr: int) -> None:
+        """One that the remote has announced to a host before."""
+        if self._bus is not None:
+            self._bus.create_channel(name, addr)
+
     def rebind(self) -> None:
-        """A new bus in place of one that was closed."""
+        """A new bus in place of one that was closed.
+
+        A remote that was busy may not have seen the reset yet: it is told as in a detach, and acknowledges. That is
+        about all its vdevs, so where there are several it is left to see by itself.
+        """
+        if len(self.remoteproc.vdevs) == 1:
+            platform = self.remoteproc.platform
+            try:
+                platform.detach(HANDSHAKE)
+            except Timeout as error:
+                log.warning("%s: %s", self.name, error)
+            else:
+                platform.attach()
         self.prepare()
         self.start()
 

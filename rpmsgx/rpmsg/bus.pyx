@@ -423,6 +423,20 @@ cdef class Bus:
         """The channels that the peer announced and has not destroyed, oldest first."""
         return list(self.channel_list)
 
+    def create_channel(self, name: str, addr: int) -> Channel:
+        """The channel of a service at `addr` that the peer does not announce here: it has no name service, or has
+        announced it to the host before. One that is there already is returned. Raises ValueError for an address that
+        no endpoint can have, ChannelRemoved, Closed, StateError as any call does.
+        """
+        cdef Channel channel
+        self.check()
+        if not 0 <= addr < RPX_ADDR_ANY:
+            raise ValueError(f"addr is {addr:#x}, not an address")
+        for channel in self.channel_list:
+            if channel.addr == addr and channel.name == name:
+                return channel
+        return bus_channel_add(self, name, addr)
+
     # -- driving it ----------------------------------------------------------------------------------------------
 
     def poll(self, timeout=0) -> int:

@@ -14,6 +14,7 @@ TRANSPORTS = {
     "virtual": "rpmsgx.virtio.virtual",
     "file": "rpmsgx.virtio.file",
     "memfd": "rpmsgx.virtio.memfd",
+    "vhost-user": "rpmsgx.virtio.vhost",
 }
 ENTRY_POINTS = "rpmsgx.transports"
 
@@ -50,11 +51,13 @@ def open(
     `role`: "driver" (the host: owns the buffers) or "device" (the remote). `spin`: seconds to look at the rings
     before blocking; more is faster and warmer. `queue`, `overflow`: what an endpoint holds, and what happens when it
     is full ("block": the bus stops, "drop": counted). `num`, `event_idx`, `indirect`: the vrings' size and the
-    features offered, where this end writes the resource table. Further options are the transport's own:
+    features offered, where this end writes the resource table; over vhost-user: the driver chooses the size,
+    the device offers. Further options are the transport's own:
 
         virtual:NAME     both ends in this process
         file:PATH        a shared file and a Unix socket: doorbell=, create=, server=
         memfd:SOCKET     sealed memory, handed over the Unix socket SOCKET, which is the doorbell
+        vhost-user:PATH  rings of a front-end, such as a hypervisor with a guest: server=, uid=, version_1=, inband=
 
     Raises ValueError for a URL or option that cannot be, ResourceError for memory that is not acceptable, OSError.
     """

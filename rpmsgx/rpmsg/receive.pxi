@@ -156,7 +156,14 @@ cdef int bus_name_service(Bus bus) except -1:
     if len(bus.channel_list) >= MAX_CHANNELS:
         bus.drops.ns_overflow += 1
         return 0
-    channel = Channel.__new__(Channel)
+    bus_channel_add(bus, name, address)
+    return 0
+
+
+cdef Channel bus_channel_add(Bus bus, str name, uint32_t address):
+    """A channel comes."""
+    cdef Channel channel = Channel.__new__(Channel)
+    cdef Endpoint ept
     channel.bus = bus
     channel.name = name
     channel.addr = address
@@ -169,7 +176,7 @@ cdef int bus_name_service(Bus bus) except -1:
     PyList_Append(bus.events, (True, channel))
     signal_fd(bus.pend_fd)
     bus_wake_wanting(bus, WANTS_EVENT)
-    return 0
+    return channel
 
 
 cdef int bus_channel_remove(Bus bus, Channel channel) except -1:

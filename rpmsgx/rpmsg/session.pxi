@@ -68,13 +68,21 @@ cdef int bus_session_start(Bus bus, session, bint kick) except -1:
 
 cdef int bus_session_rings(Bus bus, session) except -1:
     cdef rpx_ring rx, tx
+    cdef int rc
     cdef bint swap = session.version_1 and RPX_BIG_ENDIAN
     cdef uint8_t kind = {"cached": RPX_KIND_CACHED, "uncached": RPX_KIND_UNCACHED,
                          "device": RPX_KIND_DEVICE}[session.kind]
     for vring, where in ((session.rx, 0), (session.tx, 1)):
         ring = &rx if where == 0 else &tx
-        base = bus_locate(bus, vring.buffer, vring.offset, rpx_ring_bytes(vring.num, vring.align))
-        if rpx_ring_init_legacy(ring, base, vring.num, vring.align, rpx_kind_order(<rpx_kind>kind), swap) != 0:
+        if vring.avail is None:
+            base = bus_locate(bus, vring.buffer, vring.offset, rpx_ring_bytes(vring.num, vring.align))
+            rc = rpx_ring_init_legacy(ring, base, vring.num, vring.align, rpx_kind_order(<rpx_kind>kind), swap)
+        else:
+            rc = rpx_ring_init(ring, bus_locate(bus, vring.buffer, vring.offset, 16 * vring.num),
+                               bus_locate(bus, vring.avail[0], vring.avail[1], 6 + 2 * vring.num),
+                               bus_locate(bus, vring.used[0], vring.used[1], 6 + 8 * vring.num),
+                               vring.num, rpx_kind_order(<rpx_kind>kind), swap)
+        if rc != 0:
             raise ResourceError(f"vring of {vring.num} descriptors, align {vring.align}, at offset "
                                 f"{vring.offset:#x}: not a legal ring")
         ring.event_idx = session.event_idx
@@ -155,8 +163,8 @@ cdef int bus_session_device(Bus bus, session, rpx_ring *rx, rpx_ring *tx) except
     bus.mem.count = <uint32_t>len(session.regions)
     words = <uint32_t *>bus.arena
     # A driver may have filled the used ring itself before DRIVER_OK (rpmsg-lite does): go on from there.
-    rpx_dev_init(&bus.dev_rx, rx, words, 0, rpx_ring_used_idx(rx) if session.adopt_used else 0)
-    rpx_dev_init(&bus.dev_tx, tx, words + rx.num, 0, rpx_ring_used_idx(tx) if session.adopt_used else 0)
+    rpx_dev_init(&bus.dev_rx, rx, words, session.rx.base, rpx_ring_used_idx(rx) if session.adopt_used else 0)
+    rpx_dev_init(&bus.dev_tx, tx, words + rx.num, session.tx.base, rpx_ring_used_idx(tx) if session.adopt_used else 0)
     bus.tx.spare = words + rx.num + tx.num
     bus.rx.scratch = <uint8_t *>(words + rx.num + 2 * <size_t>tx.num)
     bus.rx.scratch_size = scratch

@@ -18,6 +18,8 @@ from rpmsgx.notify.doorbell import Doorbell
 from rpmsgx.virtio.table import ADDR_ANY, VdevView, vring_size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rpmsgx.memory.region import Region
     from rpmsgx.memory.space import AddressSpace
 
@@ -34,13 +36,27 @@ BUFFER_SIZE = 512  # bytes of an rpmsg buffer, header included (Linux, OpenAMP)
 
 
 class Ring(NamedTuple):
-    """A vring: `offset` bytes into `buffer`, `num` descriptors, the used ring at a multiple of `align`."""
+    """A vring: `offset` bytes into `buffer`, `num` descriptors, the used ring at a multiple of `align`.
+
+    With `avail` and `used`, places (buffer, offset) of their own, only the descriptors are at `offset`. `base`: the
+    index of the avail ring that a device goes on from.
+    """
 
     buffer: object
     offset: int
     num: int
     align: int
     notifyid: int
+    avail: tuple[object, int] | None = None
+    used: tuple[object, int] | None = None
+    base: int = 0
+
+    def parts(self) -> list[tuple[object, int, int]]:
+        """(buffer, start, end) of each piece of memory that it takes."""
+        if self.avail is None or self.used is None:
+            return [(self.buffer, self.offset, self.offset + vring_size(self.num, self.align))]
+        sizes = ((self.buffer, self.offset, 16), (*self.avail, 2), (*self.used, 8))
+        return [(at, start, start + each * self.num + (6 if each < 16 else 0)) for at, start, each in sizes]
 
 
 class Pool(NamedTuple):
@@ -119,6 +135,29 @@ class Buffers(NamedTuple):
     da: int
     count: int  # type: ignore[assignment]
     size: int = BUFFER_SIZE
+
+
+def overlapping(parts: list[tuple[object, int, int]]) -> bool:
+    """Whether two of these pieces of memory, each (buffer, start, end), share a byte."""
+    places = sorted((id(buffer), start, end) for buffer, start, end in parts)
+    return any(one == other and start < end for (one, _, end), (other, start, _) in pairwise(places))
+
+
+def granted(
+    regions: Iterable[Region], taken: list[tuple[object, int, int]], desc_addr: Literal["da", "pa"]
+) -> tuple[tuple[object, int, int, int], ...]:
+    """A session's regions: what is left of these once the `taken` pieces are out of a descriptor's reach."""
+    grants = []
+    for region in regions:
+        base = region.da if desc_addr == "da" else region.pa
+        start = 0
+        holes = sorted((low, high) for buffer, low, high in taken if buffer is region.buffer)
+        for low, high in [*holes, (region.size, region.size)]:
+            if low > start:
+                grants.append((region.buffer, start, base + start, low - start))
+            start = max(start, high)
+    grants.sort(key=lambda grant: -grant[3])  # buffers most likely lie in the largest: it is looked at first
+    return tuple(grants)
 
 
 class VdevLink(Link):
@@ -253,11 +292,8 @@ class VdevLink(Link):
 
     def _rings(self) -> list[Ring]:
         rings = [self._ring(i) for i in (0, 1)]
-        places = [(id(r.buffer), r.offset, r.offset + vring_size(r.num, r.align)) for r in rings]
-        places.append((id(self._region.buffer), 0, self._table_end))
-        for (one, _, end), (other, start, _) in pairwise(sorted(places)):
-            if one == other and start < end:
-                raise ResourceError("the vrings overlap each other or the resource table")
+        if overlapping([*rings[0].parts(), *rings[1].parts(), (self._region.buffer, 0, self._table_end)]):
+            raise ResourceError("the vrings overlap each other or the resource table")
         return rings
 
     def _ring(self, index: int) -> Ring:
@@ -283,21 +319,8 @@ class VdevLink(Link):
 
     def _granted(self, rings: list[Ring]) -> tuple[tuple[object, int, int, int], ...]:
         """The space less the table and the rings: a descriptor that points there breaks the queue."""
-        granted = []
-        for region in self.space.regions:
-            base = region.da if self._desc_addr == "da" else region.pa
-            start = self._table_end if region is self._region else 0
-            holes = sorted(
-                (ring.offset, ring.offset + vring_size(ring.num, ring.align))
-                for ring in rings
-                if ring.buffer is region.buffer
-            )
-            for low, high in [*holes, (region.size, region.size)]:
-                if low > start:
-                    granted.append((region.buffer, start, base + start, low - start))
-                start = max(start, high)
-        granted.sort(key=lambda grant: -grant[3])  # buffers most likely lie in the largest: it is looked at first
-        return tuple(granted)
+        taken = [*rings[0].parts(), *rings[1].parts(), (self._region.buffer, 0, self._table_end)]
+        return granted(self.space.regions, taken, self._desc_addr)
 
     @property
     def ended(self) -> bool:  # type: ignore[override]

@@ -93,7 +93,7 @@ def test_a_firmware_for_another_machine(tmp_path: Path) -> None:
 @pytest.mark.lesson("06")
 @pytest.mark.parametrize("command, cause", [(b"u", "undefined"), (b"a", "unmapped"), (b"f", "fatal error")])
 def test_a_crash(command: bytes, cause: str) -> None:
-    with Remoteproc(firmware="crash") as rproc:
+    with Remoteproc(firmware="crash", recovery="disabled") as rproc:
         for _ in range(2):
             ept = rproc.open("rpmsg-crash", timeout=TIMEOUT)
             calls = [Call(ept.recv), Call(rproc.open, "other")]

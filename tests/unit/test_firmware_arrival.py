@@ -65,10 +65,12 @@ def arrived(arrival: Arrival) -> str:
 
 
 def quiet(arrival: Arrival) -> None:
-    """Nothing is there, and nothing wakes."""
-    assert arrival.check() is None
-    assert arrival.check() is None
-    assert not readable(arrival.fileno(), 0.02)
+    """Nothing is there, and it comes to rest, whatever others do meanwhile in /tmp."""
+    for _ in range(100):
+        assert arrival.check() is None
+        if not readable(arrival.fileno(), 0.005):
+            return
+    pytest.fail("it wakes again and again")
 
 
 # -- what counts
@@ -244,13 +246,17 @@ def test_links_are_followed_and_switched(tmp_path: Path, wait_for: Callable[...,
     quiet(arrival)
     (tmp_path / "v2" / "fw.elf").write_text("x")
     quiet(arrival)
-    (tmp_path / "new").symlink_to("v2")
+    (tmp_path / "new").symlink_to(tmp_path / "v2")
     os.rename(tmp_path / "new", tmp_path / "current")  # as ln -sfn does it
     assert arrived(arrival) == str(tmp_path / "current" / "fw.elf")
     (tmp_path / "v2" / "fw.elf").unlink()
     quiet(arrival)
     (tmp_path / "v2" / "fw-2.elf").write_text("x")
     (tmp_path / "v2" / "fw.elf").symlink_to("fw-2.elf")
+    assert arrived(arrival)
+    (tmp_path / "v2" / "fw-2.elf").unlink()
+    quiet(arrival)
+    (tmp_path / "v2" / "fw-2.elf").write_text("x")
     assert arrived(arrival)
     (tmp_path / "v2" / "fw.elf").unlink()
     (tmp_path / "v2" / "fw.elf").symlink_to("../late/fw-3.elf")
@@ -289,7 +295,7 @@ def test_a_file_that_becomes_readable(tmp_path: Path) -> None:
 
 @pytest.mark.lesson("18")
 def test_lesson_18_a_file_system_mounted_late(tmp_path: Path) -> None:
-    """Over the directory, over one above it, twice over, and off again; over the file itself: no inotify tells of it."""
+    """Over the directory, over one above it, twice over, off again, over the file itself: inotify tells of none."""
     in_own_mounts(
         """
         import os, select, subprocess, sys
@@ -307,8 +313,11 @@ def test_lesson_18_a_file_system_mounted_late(tmp_path: Path) -> None:
         arrival = Arrival("vendor/fw.elf", [tmp + "/fs"])
 
         def quiet():
-            assert arrival.check() is None and arrival.check() is None
-            assert not readable(arrival.fileno(), 0)
+            for _ in range(100):
+                assert arrival.check() is None
+                if not readable(arrival.fileno(), 0):
+                    return
+            sys.exit("it wakes again and again")
 
         def arrived():
             for _ in range(3):  # a mount stays to be told, whoever polls, and however often
@@ -366,12 +375,8 @@ def test_a_flood_of_other_files(tmp_path: Path, wait_for: Callable[..., Arrival]
         for path in busy:
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
     assert arrived(arrival) == str(tmp_path / "place" / "fw.elf")
-    for _ in range(100):
-        if not readable(arrival.fileno(), 0):
-            break
-        arrival.check()
-    else:
-        pytest.fail("it never comes to rest")
+    os.unlink(tmp_path / "place" / "fw.elf")
+    quiet(arrival)
 
 
 def test_other_files_cost_no_look(tmp_path: Path, wait_for: Callable[..., Arrival]) -> None:
@@ -402,6 +407,35 @@ def test_another_name_is_waited_for(tmp_path: Path, wait_for: Callable[..., Arri
         wait_for("../new.elf", [tmp_path])
 
 
+@pytest.mark.hostile
+def test_watches_do_not_pile_up(tmp_path: Path, wait_for: Callable[..., Arrival]) -> None:
+    arrival = wait_for("fw.elf", [tmp_path])
+
+    def watches() -> int:
+        """Of all inotify instances of this process."""
+        count = 0
+        for fd in os.listdir("/proc/self/fd"):
+            try:
+                with open(f"/proc/self/fdinfo/{fd}") as file:
+                    count += sum(line.startswith("inotify ") for line in file)
+            except FileNotFoundError:
+                pass  # the listing's own
+        return count
+
+    quiet(arrival)
+    before = watches()
+    for i in range(100):
+        (tmp_path / f"{i}").mkdir()
+        arrival.retarget(f"{i}/fw.elf")
+        quiet(arrival)
+        (tmp_path / f"{i}" / "fw.elf").write_text("x")
+        assert arrived(arrival)
+        assert watches() == before + 2  # the directory, the file
+    arrival.retarget("fw.elf")
+    quiet(arrival)
+    assert watches() == before > 0
+
+
 def test_the_descriptor_stays_and_serves_every_loop(tmp_path: Path, wait_for: Callable[..., Arrival]) -> None:
     arrival = wait_for("late/fw.elf", [tmp_path])
     quiet(arrival)
@@ -412,7 +446,7 @@ def test_the_descriptor_stays_and_serves_every_loop(tmp_path: Path, wait_for: Ca
     assert outer.poll(WAIT) == [(fd, select.EPOLLIN)]
     quiet(arrival)
     arrival.retarget("late/fw.elf")
-    assert outer.poll(WAIT) and arrival.check() is None
+    assert outer.poll(0.2) and arrival.check() is None
 
     async def main() -> str:
         loop = asyncio.get_running_loop()
@@ -538,8 +572,8 @@ def test_a_file_system_that_tells_nothing_is_looked_at(tmp_path: Path) -> None:
         path = f"/proc/{process.pid}/cmdline"
         watch = PathWatch([path])
         assert watch.changes() == {path: 0}
-        assert not readable(watch.fileno(), 0)
         process.communicate(b"\n")
-        assert readable(watch.fileno(), 5 * LOOK_MS / 1000)
-        assert watch.changes() == {path: 0}
+        deadline = time.monotonic() + 5 * LOOK_MS / 1000
+        while not watch.changes():
+            assert readable(watch.fileno(), deadline - time.monotonic())
         watch.close()

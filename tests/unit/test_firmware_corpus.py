@@ -173,7 +173,7 @@ def table_rules(table: bytes) -> None:
             refuse_if(available < 48, "trace")
             da, length, reserved = (word(table, offset + 4 + 4 * i) for i in range(3))
             refuse_if(reserved != 0, "trace")
-            refuse_if(da + length > 1 << 32, "trace")  # stricter
+            refuse_if(da != ANY and da + length > 1 << 32, "trace")  # stricter
             end = offset + 48
         elif kind == 3:  # vdev
             refuse_if(available < 28, "vdev")

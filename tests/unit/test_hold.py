@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -123,36 +124,34 @@ def test_two_of_one_process_exclude_each_other(directory: str) -> None:
 
 
 def test_children_do_not_inherit_it(directory: str) -> None:
+    def refused() -> bool:
+        try:
+            Hold(IDENTITY, directory).acquire()
+        except StateError:
+            return True
+        return False
+
     hold = Hold(IDENTITY, directory)
     hold.acquire()
-    reader, writer = os.pipe()
+    ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:
         try:
-            os.close(writer)
-            refused = False
-            try:
-                Hold(IDENTITY, directory).acquire()
-            except StateError:
-                refused = not hold.acquired
+            good = not hold.acquired and refused()
             hold.release()  # not this process's
-            try:
-                Hold(IDENTITY, directory).acquire()
-                refused = False
-            except StateError:
-                pass
-            os.read(reader, 1)
-            os._exit(0 if refused else 1)
-        except BaseException:
-            os._exit(2)
+            theirs.send(b"y" if good and refused() else b"n")
+            theirs.recv(1)
+        finally:
+            os._exit(0)
+    assert ours.recv(1) == b"y"
     program = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
     hold.release()
-    other = Hold(IDENTITY, directory)
-    other.acquire()  # though both children live
-    other.release()
+    assert not refused()  # though both children live
     program.communicate(b"\n", timeout=WAIT)
-    os.close(writer)
-    os.close(reader)
+    assert program.returncode == 0
+    ours.send(b"y")
+    ours.close()
+    theirs.close()
     assert os.waitpid(child, 0)[1] == 0
 
 

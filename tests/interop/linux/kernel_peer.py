@@ -73,6 +73,8 @@ def _place(release: str) -> tuple[Path, Path]:
     source = Path(f"/usr/src/linux-source-{release}.tar.xz")
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     missing += [str(file) for file in (source, BUSYBOX) if not file.exists()]
+    if BUSYBOX.exists() and b"/ld-linux" in BUSYBOX.read_bytes()[:4096]:
+        missing.append(f"a {BUSYBOX} that is static")
     if missing:
         packages = f"linux-source-{release} busybox-static gcc make flex bison bc xz-utils"
         raise Missing(f"the kernel peer needs {', '.join(missing)}: apt-get install --no-install-recommends {packages}")
