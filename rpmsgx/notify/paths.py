@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -64,30 +65,27 @@ class PathWatch:
     """
 
     def __init__(self, paths: Iterable[str] = ()) -> None:
-        self.epoll = select.epoll()
-        self._steps: dict[tuple[int, bytes], set[str]] = {}
-        self._routes: dict[str, list[tuple[int, bytes]]] = {}
-        self._inotify: Inotify | None = None
-        self._timer: Timer | None = None
+        self._routes: dict[str, list[tuple[int, bytes]]] = {}  # path: the steps that it takes: (watch, name)
+        self._steps: dict[tuple[int, bytes], set[str]] = {}  # step: the paths that end with it
         self._mounts = -1
-        try:
-            self._inotify = Inotify()
-            self._timer = Timer()
+        with contextlib.ExitStack() as opened:
+            self._inotify = opened.enter_context(contextlib.closing(Inotify()))
+            self._timer = opened.enter_context(contextlib.closing(Timer()))
+            self.epoll = opened.enter_context(contextlib.closing(select.epoll()))
             for waker in (self._inotify, self._timer):
                 self.epoll.register(waker, select.EPOLLIN)
-            self._watch_mounts()
+            self._watch_mounts(opened)
             self.aim(paths)
-        except BaseException:
-            self.close()
-            raise
+            self._opened = opened.pop_all()
 
-    def _watch_mounts(self) -> None:
+    def _watch_mounts(self, opened: contextlib.ExitStack) -> None:
         # It is readable at any time, but is woken by each mount and unmount. Waiting for these wakings (edge-triggered)
         # keeps the epoll readable until changes() polls it; its POLLPRI would be gone with the first poll by anybody.
         try:
             self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return  # no /proc: mounts are not seen
+        opened.callback(os.close, self._mounts)
         self.epoll.register(self._mounts, select.EPOLLIN | select.EPOLLET)
 
     def fileno(self) -> int:
@@ -95,7 +93,6 @@ class PathWatch:
 
     def aim(self, paths: Iterable[str]) -> None:
         """Watch other paths from now on; the next `changes()` tells of all of them."""
-        assert self._timer is not None
         self._paths = tuple(paths)
         self._fresh = True
         self._timer.set(1)
@@ -105,7 +102,6 @@ class PathWatch:
 
         What it was is the inotify mask of the last event at the path's end, or 0 if it was on the way, or is unknown.
         """
-        assert self._inotify is not None and self._timer is not None
         ready = {fd for fd, _ in self.epoll.poll(0)}
         everything = self._fresh or self._timer.fileno() in ready
         renew = everything or self._mounts in ready
@@ -123,6 +119,8 @@ class PathWatch:
                     changed.update(dict.fromkeys(ends, mask))
             if not events:
                 break
+        else:  # what the rest tells is true by now
+            everything = renew = True
         if not renew:
             return changed
         others = self._renew()
@@ -131,7 +129,6 @@ class PathWatch:
 
     def _renew(self) -> list[str]:
         """Watch what the paths lead through now. Returns those that lead elsewhere than before."""
-        assert self._inotify is not None and self._timer is not None
         before, steps_before = self._routes, self._steps
         self._steps, self._blind = {}, False
         self._routes = {path: self._follow(path) for path in self._paths}
@@ -142,7 +139,6 @@ class PathWatch:
 
     def _follow(self, path: str) -> list[tuple[int, bytes]]:
         """Watch every step of `path`, each before it is looked at: (watch, name) of all that there are."""
-        assert self._inotify is not None
         route: list[tuple[int, bytes]] = []
 
         def step(wd: int, name: str, *ends: str) -> None:
@@ -180,7 +176,6 @@ class PathWatch:
 
     def _enter(self, directory: str) -> int | None:
         """A watch on `directory`; -1 if it cannot be watched, None if there is none."""
-        assert self._inotify is not None
         try:
             wd = self._inotify.add(directory, _NAMES | IN_ONLYDIR | IN_DONT_FOLLOW)
         except OSError as error:
@@ -193,12 +188,7 @@ class PathWatch:
 
     def close(self) -> None:
         """Idempotent."""
-        for one in (self._inotify, self._timer, self.epoll):
-            if one is not None:
-                one.close()
-        if self._mounts >= 0:
-            os.close(self._mounts)
-        self._mounts = -1
+        self._opened.close()
 
 
 def _names(path: str) -> list[str]:

@@ -14,6 +14,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from rpmsgx.errors import StateError
 from rpmsgx.notify.doorbell import readable
 from rpmsgx.notify.paths import PathWatch
 from rpmsgx.notify.timer import Timer
@@ -193,7 +194,7 @@ class QrtrService(Presence):
     """Present while anybody, on any node, offers a QRTR service.
 
     `service` and `instance` as on the wire, 32 bits each (libqrtr's version is the low byte of the instance); instance
-    0: any. Raises OSError (EAFNOSUPPORT) where the kernel has no QRTR.
+    0: any. Raises OSError (EAFNOSUPPORT) where the kernel has no QRTR, or none in this network namespace.
     """
 
     def __init__(self, service: int, instance: int = 0) -> None:
@@ -296,9 +297,12 @@ class Channel(Presence):
     def present(self) -> bool:
         # After an event the driver may not have come to it yet: look once more, until there is nothing new.
         news = any(fd != self._timer.fileno() for fd, _ in self._epoll.poll(0))
-        remote = self._remoteproc.fileno()
-        self._timer.set(RETRY_MS if news or (remote >= 0 and readable(remote, 0)) else 0)
-        return any(channel.name == self._wanted for channel in self._remoteproc.channels)
+        try:
+            self._timer.set(RETRY_MS if news or readable(self._remoteproc.fileno(), 0) else 0)
+            return any(channel.name == self._wanted for channel in self._remoteproc.channels)
+        except StateError:  # it was closed
+            self._timer.set(0)
+            return False
 
     def close(self) -> None:
         self._epoll.close()

@@ -565,7 +565,7 @@ class Remoteproc:
     def _take_hold(self) -> Hold | None:
         identity = self._platform.identity
         if identity is not None and self._hold is None:
-            from rpmsgx.remoteproc.hold import Hold, Saved
+            from rpmsgx.remoteproc.hold import Hold
 
             hold = Hold(identity)
             hold.acquire()
@@ -689,8 +689,7 @@ class Remoteproc:
         for bus in buses:
             with contextlib.suppress(ChannelRemoved, Closed):
                 done += bus.poll(0)
-        if done:
-            self._save_channels()
+        self._save_channels()
         return done
 
     # -- talking to it -------------------------------------------------------------------------------------------

@@ -31,17 +31,19 @@ MESSAGES = int(os.environ.get("RPMSGX_MESSAGES", "20000"))
 PROGRAM = Path(__file__).parent.parent / "support_process.py"
 
 # Transport and, where the two can be chosen apart, which role owns table and socket.
-LINKS = [("file", "driver"), ("file", "device"), ("memfd", "driver")]
+LINKS = [
+    ("file", "driver"), ("file", "device"), ("memfd", "driver"), ("vhost-user", "driver"), ("vhost-user", "device")
+]  # fmt: skip
 
 
-@pytest.fixture(params=LINKS, ids=["file-driver-serves", "file-device-serves", "memfd"])
+@pytest.fixture(params=LINKS, ids=[f"{transport}-{server}-serves" for transport, server in LINKS])
 def link(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
     transport, server = request.param
     return f"{transport}:{tmp_path}/link", server
 
 
 def options(url: str, server: str, role: str) -> dict[str, Any]:
-    return {"server": server == role} if url.startswith("file:") else {}
+    return {"server": server == role} if not url.startswith("memfd:") else {}
 
 
 @contextmanager

@@ -135,7 +135,8 @@ for line in sys.stdin:
             exec(line)
             reply = "", None
         else:
-            reply = "", eval(code)
+            value = eval(code)
+            reply = "", value if isinstance(value, (int, str, bytes, tuple, dict, list)) else None
     except Exception as error:
         reply = type(error).__name__, str(error)
     print(repr(reply), flush=True)
@@ -147,7 +148,7 @@ class HostError(Exception):
 
 
 class Host:
-    """A process of its own; called with a line of Python it runs that there, and returns the value, a literal."""
+    """A process of its own; called with a line of Python it runs that there, and returns the value, where it is a literal."""
 
     def __init__(self, *lines: str) -> None:
         self.process = subprocess.Popen(

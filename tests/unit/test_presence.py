@@ -370,13 +370,14 @@ def packet(*fields: int) -> bytes:
     return struct.pack("<5I", *fields)
 
 
-# What net/qrtr/ns.c sends for a lookup of service 14: one server, the end of the list; later another one, and its end.
-RECORDED = [
-    ("040000000e00000001000000010000000a400000", {(1, 0x400A)}),
-    ("0400000000000000000000000000000000000000", {(1, 0x400A)}),
-    ("040000000e000000020000000000000001000000", {(1, 0x400A), (0, 1)}),
-    ("050000000e00000001000000010000000a400000", {(0, 1)}),
-    ("050000000e000000020000000000000001000000", set()),
+# What Linux 6.1 sent for a lookup of service 14: the server that there was, the end of the list; then a second one
+# came, the first withdrew, the second's process died.
+RECORDED: list[tuple[str, set[tuple[int, int]]]] = [
+    ("040000000e000000010000000100000000400000", {(1, 0x4000)}),
+    ("0400000000000000000000000000000000000000", {(1, 0x4000)}),
+    ("040000000e000000020000000100000002400000", {(1, 0x4000), (1, 0x4002)}),
+    ("050000000e000000010000000100000000400000", {(1, 0x4002)}),
+    ("050000000e000000020000000100000002400000", set()),
 ]
 
 
@@ -392,11 +393,11 @@ def test_servers_of_one_instance() -> None:
     servers = qrtr.Servers(14, 2)
     for data, _ in RECORDED[:3]:
         servers.feed(bytes.fromhex(data))
-    assert servers == {(0, 1)}
-    for other in (packet(5, 14, 1, 0, 1), packet(5, 13, 2, 0, 1), packet(5, 14, 2, 0, 2), packet(4, 14, 1, 5, 5)):
-        servers.feed(other)
-        assert servers == {(0, 1)}
-    servers.feed(packet(5, 14, 2, 0, 1))
+    assert servers == {(1, 0x4002)}
+    for other in ((5, 14, 1, 1, 0x4002), (5, 13, 2, 1, 0x4002), (5, 14, 2, 1, 2), (4, 14, 1, 5, 5)):
+        servers.feed(packet(*other))
+        assert servers == {(1, 0x4002)}
+    servers.feed(bytes.fromhex(RECORDED[-1][0]))
     assert not servers
 
 
@@ -439,7 +440,15 @@ def test_lesson_19_a_qrtr_service_that_is_killed_and_comes_back() -> None:
         "s.sendto(struct.pack('<5I', 4, 0x7ffe, 3, 0, 0), (s.getsockname()[0], 0xfffffffe))\n"
         "input()"
     )
-    with QrtrService(0x7FFE) as source, QrtrService(0x7FFE, 4) as other:
+    with (
+        QrtrService(0x7FFE) as source,
+        QrtrService(0x7FFE, 4) as other,
+        socket.socket(socket.AF_QIPCRTR, socket.SOCK_DGRAM) as liar,
+    ):
+        stays(source, False)
+        for port in range(0x4000, 0x4040):  # those that sockets are given
+            with contextlib.suppress(OSError):
+                liar.sendto(packet(4, 0x7FFE, 4, 1, 1), (liar.getsockname()[0], port))
         stays(source, False)
         for _ in range(3):
             with subprocess.Popen([sys.executable, "-c", offer], stdin=subprocess.PIPE) as process:
@@ -487,6 +496,10 @@ def test_lesson_19_a_channel_counts_while_it_is_announced(
                     drive(True)
                 drive(False)
         stays(source, False)
+        with device.create_endpoint("storage"):
+            drive(True)
+            driver.close()
+            stays(source, False)
         assert source.fileno() == fd and source.name == "channel:storage"
 
 
