@@ -10,7 +10,7 @@
     ├── Blocked         (BlockingIOError, EAGAIN)    waiting could never end (a full endpoint stops the bus)
     ├── MessagesLost                                 an endpoint with overflow="drop" dropped `count` messages
     ├── PeerError                                    the other end broke `rule`; sticky until the link is reset
-    ├── FirmwareError   (ValueError)                 a firmware image is not acceptable
+    ├── FirmwareError   (ValueError)                 a firmware image, or a core file, is not acceptable
     ├── ResourceError   (ValueError)                 a resource (table entry, region, carveout) is not acceptable
     └── BoardError      (ValueError)                 a board file is not acceptable
 """
@@ -81,7 +81,7 @@ class PeerError(Error):
 
 
 class FirmwareError(Error, ValueError):
-    """A firmware image is not acceptable; the message names the field, its value and the limit."""
+    """A firmware image, or a core file, is not acceptable; the message names the field, its value and the limit."""
 
 
 class ResourceError(Error, ValueError):

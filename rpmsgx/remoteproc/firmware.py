@@ -60,23 +60,18 @@ def candidates(name: str, directories: Iterable[str | os.PathLike[str]] = ()) ->
 def find(name: str, directories: Iterable[str | os.PathLike[str]] = ()) -> str:
     """The path of the firmware `name`: the first of its `candidates` that can be loaded.
 
-    Raises OSError, which names all that was tried: FileNotFoundError if there is none, PermissionError and so on if
-    there is one that cannot be used; FirmwareError for a name that can be none.
+    Raises FileNotFoundError, which names all that was tried and why what is there is not usable, or not yet;
+    FirmwareError for a name that can be none.
     """
-    code = errno.ENOENT
     tried = []
     for path in candidates(name, directories):
         try:
             _check(path)
         except OSError as error:
-            if error.errno in _ABSENT:
-                tried.append(path)
-            else:
-                tried.append(f"{path} ({error.strerror})")
-                code = error.errno if code == errno.ENOENT and error.errno else code
+            tried.append(path if error.errno in _ABSENT else f"{path} ({error.strerror})")
         else:
             return path
-    raise OSError(code, f"no firmware {name!r}; tried {', '.join(tried)}")
+    raise FileNotFoundError(errno.ENOENT, f"no firmware {name!r}; tried {', '.join(tried)}")
 
 
 class Arrival:

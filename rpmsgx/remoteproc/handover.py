@@ -17,6 +17,7 @@ import time
 from typing import Any, NamedTuple
 
 from ..errors import ResourceError, Timeout
+from ..notify import rights
 from .process import Process
 
 HELLO = b"rpmsgx remote 1\n"
@@ -99,7 +100,7 @@ def serve(server: socket.socket, said: Any, fds: list[int]) -> None:
             continue
         with peer:
             try:
-                socket.send_fds(peer, [greeting], fds, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                rights.send(peer, greeting, fds, socket.MSG_DONTWAIT)
             except OSError:
                 pass  # it has gone again
 
@@ -133,7 +134,7 @@ def _take(path: str, end: socket.socket, count: int, deadline: float) -> Handove
     try:
         try:
             process = Process(pid)
-            text, fds, flags, _ = socket.recv_fds(end, MAX_GREETING, count + 1, socket.MSG_CMSG_CLOEXEC)
+            text, fds, more = rights.receive(end, MAX_GREETING, count)
             while len(text) < MAX_GREETING and text[-1:] != b"\n":
                 end.settimeout(max(0.001, deadline - time.monotonic()))
                 piece = end.recv(MAX_GREETING - len(text))
@@ -146,9 +147,9 @@ def _take(path: str, end: socket.socket, count: int, deadline: float) -> Handove
             raise ResourceError(f"{path}: process {pid}, which serves there: {error}") from error
         if not text.startswith(HELLO):
             raise ResourceError(f"{path}: its server says {text[:32]!r}, not {HELLO!r}: no remote is served there")
-        if len(fds) != count or flags & socket.MSG_CTRUNC:
-            more = " or more" if flags & socket.MSG_CTRUNC else ""
-            raise ResourceError(f"{path}: its server handed over {len(fds)}{more} descriptors, not {count}")
+        if len(fds) != count or more:
+            said = f"{len(fds)} or more" if more else f"{len(fds)}"
+            raise ResourceError(f"{path}: its server handed over {said} descriptors, not {count}")
         try:
             said = json.loads(text[len(HELLO) :])
         except (ValueError, RecursionError) as error:

@@ -399,8 +399,7 @@ class Remoteproc:
 
     def _image_of(self, saved: Saved | None) -> Image | None:
         """The image of a remote that was found running; None: nothing tells."""
-        for find in (lambda: self._image_before, lambda: self._image() if self._firmware is not None else None):
-            image = find()
+        for image in (self._image_before, self._image() if self._firmware is not None else None):
             if image is not None and (saved is None or saved.sha256 in (None, image.sha256)):
                 return image
         return None

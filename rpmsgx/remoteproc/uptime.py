@@ -195,6 +195,8 @@ class Uptime:
         """Raises Timeout where the remote does not acknowledge, StateError where it died: it is still attached then."""
         with self._steps("detaching from") as step:
             step("stop its subdevices")
+            for vdev in self.vdevs:
+                vdev.gone = "the host detached from the remote"
             self._stop_subdevices(crashed=False)
             try:
                 step("get its acknowledgement")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("rpmsgx.remoteproc")
 
 HANDSHAKE = 1.0  # seconds that a remote has to forget the rings
+GONE = "the remote was stopped"
 LINGER = 0.2  # seconds for the remote to take what was sent, at a stop
 
 
@@ -107,6 +108,8 @@ class RpmsgVdev:
         self._crash = crash
         self._resume = resume
         self._started = False
+        self.gone = GONE
+        """What calls that wait are told at a stop."""
         self._bus: Bus | None = None
         self._link: RprocLink | None = None
 
@@ -137,6 +140,7 @@ class RpmsgVdev:
         self._bus = Bus(self._link, spin=self.remoteproc.spin, start=False)
         self._bus.vdev = self
         self._resume = False
+        self.gone = GONE
 
     def _died(self) -> str | None:
         return self._crash() if self._started else None  # before, it is a crash of the life before
@@ -176,7 +180,7 @@ class RpmsgVdev:
         deadline = time.monotonic() + LINGER
         while not crashed and bus.is_up and bus.counters["outstanding"] and time.monotonic() < deadline:
             readable(self._doorbell.fileno(), 0.005)
-        link.end("the remote was stopped")
+        link.end(self.gone)
         bus.is_up  # noqa: B018  it looks, and wakes everybody
         self._bus = self._link = None
         self._started = False

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from rpmsgx.errors import ResourceError
 from rpmsgx.memory.region import Region
 from rpmsgx.memory.space import AddressSpace
+from rpmsgx.notify import rights
 from rpmsgx.notify.socket import SocketDoorbell
 from rpmsgx.virtio.file import check_table
 from rpmsgx.virtio.link import Link, VdevLink
@@ -65,18 +66,18 @@ class MemfdDoorbell(SocketDoorbell):
 
     def _give(self, peer: socket.socket) -> None:
         assert self.memory is not None and self.memory.fd is not None
-        socket.send_fds(peer, [HELLO], [self.memory.fd], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        rights.send(peer, HELLO, [self.memory.fd], socket.MSG_DONTWAIT)
 
     def _take(self, peer: socket.socket) -> Region:
         # Not a byte more than the greeting: what follows are rings.
-        hello, fds, flags, _ = socket.recv_fds(peer, len(HELLO), 2, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+        hello, fds, more = rights.receive(peer, len(HELLO), 1, socket.MSG_DONTWAIT)
         try:
             if not hello and not fds:
                 raise ConnectionResetError
             if hello != HELLO:
                 raise ResourceError(f"{self._path}: the peer said {hello!r}, not {HELLO!r}: not a memfd link")
-            if len(fds) != 1 or flags & socket.MSG_CTRUNC:
-                count = f"{len(fds)} or more" if flags & socket.MSG_CTRUNC else str(len(fds))
+            if len(fds) != 1 or more:
+                count = f"{len(fds)} or more" if more else str(len(fds))
                 raise ResourceError(f"{self._path}: the peer handed over {count} descriptors, not 1")
             return self._checked(fds[0])
         finally:

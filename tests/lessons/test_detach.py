@@ -8,7 +8,7 @@ import shutil
 import signal
 import struct
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -465,6 +465,7 @@ class Gate(Presence):
 STATES = ("offline", "running", "attached", "crashed", "detached", "waiting for firmware", "waiting for service")
 
 
+@contextmanager
 def brought(kind: str, remote: dict[str, Any], tmp_path: Path) -> Iterator[Remoteproc]:
     """A remote in this state."""
     more: dict[str, Any] = {"auto_boot": False, "recovery": "disabled", "firmware": "crash"}
@@ -475,7 +476,7 @@ def brought(kind: str, remote: dict[str, Any], tmp_path: Path) -> Iterator[Remot
     with Remoteproc(**remote, **more) as rproc:
         if kind in ("running", "attached", "crashed", "detached"):
             rproc.boot()
-            rproc.open("rpmsg-crash", timeout=TIMEOUT)
+            rproc.open("rpmsg-crash", timeout=TIMEOUT).close()
         if kind in ("attached", "detached"):
             rproc.detach()
         if kind == "attached":
@@ -491,7 +492,7 @@ def brought(kind: str, remote: dict[str, Any], tmp_path: Path) -> Iterator[Remot
 @pytest.mark.parametrize("remote", ["thread", "lasting"], indirect=True)
 def test_lesson_10_every_call_in_every_state(remote: dict[str, Any], tmp_path: Path, kind: str, call: str) -> None:
     """What a user finds: a state that is true of the remote, or a refusal that names the state, and nothing changed."""
-    for rproc in brought(kind, remote, tmp_path):
+    with brought(kind, remote, tmp_path) as rproc:
         state, power = rproc.state, rproc.power
         assert state == {"waiting for firmware": "offline", "waiting for service": "offline"}.get(kind, kind)
         waits = kind.startswith("waiting")
@@ -528,10 +529,11 @@ def test_lesson_10_every_call_in_every_state(remote: dict[str, Any], tmp_path: P
                 getattr(rproc, call)()
             wanted = state, power
         assert (rproc.state, rproc.power) == wanted
-        assert rproc.state == "crashed" or rproc.platform.running == (
-            rproc.state in ("running", "attached", "detached")
-            or (call == "close" and kind in ("attached", "detached") and "socket" in remote)
-        )
+        if call == "close":
+            with open_platform(remote["platform"], socket=remote.get("socket")) as platform:
+                assert platform.running == ("socket" in remote and kind in ("attached", "detached"))
+        elif rproc.state != "crashed":
+            assert rproc.platform.running == (rproc.state != "offline")
         if rproc.state in ("running", "attached"):
             rproc.open("rpmsg-crash", timeout=TIMEOUT).send(b"it works")
 

@@ -360,8 +360,12 @@ def test_lesson_18_a_file_system_mounted_late(tmp_path: Path) -> None:
 
 
 @pytest.mark.hostile
-def test_a_flood_of_other_files(tmp_path: Path, wait_for: Callable[..., Arrival]) -> None:
+@pytest.mark.parametrize("pieces", [1, 100], ids=["in pieces", "at once"])
+def test_a_flood_of_other_files(
+    tmp_path: Path, wait_for: Callable[..., Arrival], monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
     """More events than the kernel keeps, in the directory and in the one above; the one that matters among them."""
+    monkeypatch.setattr("rpmsgx.notify.paths._PIECES", pieces)
     (tmp_path / "place").mkdir()
     arrival = wait_for("fw.elf", [tmp_path / "place"])
     quiet(arrival)

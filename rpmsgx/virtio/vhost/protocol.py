@@ -9,10 +9,10 @@ import os
 import select
 import socket
 import struct
-from array import array
 from enum import IntEnum
 from typing import NamedTuple
 
+from rpmsgx.notify import rights
 from rpmsgx.virtio.link import F_EVENT_IDX, F_INDIRECT_DESC, F_NS
 
 F_PROTOCOL_FEATURES = 1 << 30
@@ -48,7 +48,6 @@ VRING_ADDR = struct.Struct("=IIQQQQ")
 MEM_TABLE = struct.Struct("=II")
 MEM_REGION = struct.Struct("=QQQQ")
 CONFIG = struct.Struct("=III")
-_FD = array("i")
 
 
 class Request(IntEnum):
@@ -150,13 +149,9 @@ class Channel:
         return message
 
     def _receive_fds(self, size: int) -> bytes:
-        # Not socket.recv_fds and socket.send_fds: those forget the flags.
-        room = socket.CMSG_SPACE(MAX_FDS * _FD.itemsize)
-        data, controls, flags, _ = self._end.recvmsg(size, room, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
-        for level, kind, control in controls:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                self._fds += array("i", control[: len(control) - len(control) % _FD.itemsize])
-        if flags & socket.MSG_CTRUNC or len(self._fds) > MAX_FDS:
+        data, fds, more = rights.receive(self._end, size, MAX_FDS, socket.MSG_DONTWAIT)
+        self._fds += fds
+        if more or len(self._fds) > MAX_FDS:
             raise Violation(f"more than {MAX_FDS} descriptors, or more than this process may open")
         if not data:
             raise ConnectionResetError
@@ -179,8 +174,7 @@ class Channel:
         try:
             while self._backlog:
                 data, fds = self._backlog[0]
-                control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
-                sent = self._end.sendmsg([data], control, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                sent = rights.send(self._end, data, fds, socket.MSG_DONTWAIT)
                 if sent < len(data):
                     self._backlog[0] = data[sent:], ()
                 else:
