@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rpmsgx.notify.hub import share
 from rpmsgx.remoteproc import adopt, resources
+from rpmsgx.remoteproc.elf import Image as ElfImage
+from rpmsgx.remoteproc.symbols import function_at
 from rpmsgx.remoteproc.vdev import HANDSHAKE, RpmsgVdev, Subdevice
 
 if TYPE_CHECKING:
@@ -72,13 +74,20 @@ class Uptime:
         if self._crash is None:
             cause = self._platform.crash
             if cause is not None:
-                self.report(self._platform.crash_kind, cause)
+                self.report(self._platform.crash_kind, cause + self._where())
         return self._crash
 
     def report(self, kind: str, cause: str) -> None:
         if self._crash is None:
             self._crash = Crash(kind, cause, time.time())
             self._remoteproc.wake()
+
+    def _where(self) -> str:
+        pc = self._platform.registers.get("pc")
+        if pc is None or not isinstance(self.image, ElfImage):
+            return ""
+        function = function_at(self.image, pc)
+        return f" in {function}" if function else ""
 
     def _cause(self) -> str | None:
         crash = self.crash

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from support_wire import until
 
 HOST = Path(__file__).parent / "host_process.py"
@@ -153,29 +153,36 @@ class Life(RuleBasedStateMachine):
             self.then("crashed", self.power)
         self.call("report")
 
-    @precondition(lambda self: self.state in UP)
+    # A kill in the middle of something leaves one of two states, so which rules apply is no matter of preconditions:
+    # the same draws would not always be possible.
+
     @rule()
     def rebind(self) -> None:
+        if self.state not in UP:
+            return
         self.call("rebind")
         self.talk()
 
-    @precondition(lambda self: self.state in UP)
     @rule()
     def talk(self) -> None:
+        if self.state not in UP:
+            return
         answer = self.call("talk", service=SERVICES[self.runs][0])
         assert answer["result"] == 20 and SERVICES[self.runs][0] in answer["channels"]
 
     # -- what happens to them ----------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.state in UP and self.runs == "crash")
     @rule()
     def crash(self) -> None:
+        if self.state not in UP or self.runs != "crash":
+            return
         self.then("crashed", self.power)
         self.call("crash")
 
-    @precondition(lambda self: self.state in (*UP, "detached"))
     @rule()
     def kill_remote(self) -> None:
+        if self.state not in (*UP, "detached"):
+            return
         assert self.pid is not None
         os.kill(self.pid, signal.SIGKILL)
         self.then("offline" if self.state == "detached" else "crashed", self.power)

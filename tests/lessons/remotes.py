@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import select
 import struct
@@ -22,6 +23,7 @@ from rpmsgx.memory.space import AddressSpace
 from rpmsgx.notify.doorbell import EventfdDoorbell
 from rpmsgx.notify.hub import share
 from rpmsgx.remoteproc.platform import Platform
+from rpmsgx.remoteproc.presence import Presence
 from rpmsgx.virtio.link import VdevLink
 from rpmsgx.virtio.table import ADDR_ANY, Trace, Vdev, Vring, build, parse
 
@@ -119,6 +121,33 @@ class Recorder:
 
     def unprepare(self) -> None:
         self._do("unprepare")
+
+
+class Gate(Presence):
+    """A source of presence in the hands of the test."""
+
+    name = "gate"
+
+    def __init__(self, up: bool = True) -> None:
+        self.up = up
+        self._event = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def turn(self, up: bool) -> None:
+        self.up = up
+        os.eventfd_write(self._event, 1)
+
+    def fileno(self) -> int:
+        return self._event
+
+    def present(self) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._event)
+        return self.up
+
+    def close(self) -> None:
+        if self._event >= 0:
+            os.close(self._event)
+        self._event = -1
 
 
 # -- another process as host -----------------------------------------------------------------------------------------

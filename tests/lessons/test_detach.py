@@ -16,8 +16,8 @@ import pytest
 from remotes import (
     NAMES,
     SAMPLE,
+    Gate,
     Host,
-    HostError,
     clean_table,
     crash,
     echo,
@@ -33,7 +33,6 @@ from rpmsgx import Closed, Remoteproc, ResourceError, StateError, Timeout
 from rpmsgx.firmware import path as shipped
 from rpmsgx.remoteproc.native import NativePlatform
 from rpmsgx.remoteproc.platform import open_platform
-from rpmsgx.remoteproc.presence import Presence
 from rpmsgx.remoteproc.resources import Resources
 from rpmsgx.virtio.table import ADDR_ANY, parse
 
@@ -433,33 +432,6 @@ def test_lesson_09_a_remote_with_a_broken_ring_writes_to_no_table(remote: dict[s
 
 
 # -- 10 --------------------------------------------------------------------------------------------------------------
-
-
-class Gate(Presence):
-    """A source of presence in the hands of the test."""
-
-    name = "gate"
-
-    def __init__(self, up: bool = True) -> None:
-        self.up = up
-        self._event = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-    def turn(self, up: bool) -> None:
-        self.up = up
-        os.eventfd_write(self._event, 1)
-
-    def fileno(self) -> int:
-        return self._event
-
-    def present(self) -> bool:
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._event)
-        return self.up
-
-    def close(self) -> None:
-        if self._event >= 0:
-            os.close(self._event)
-        self._event = -1
 
 
 STATES = ("offline", "running", "attached", "crashed", "detached", "waiting for firmware", "waiting for service")
