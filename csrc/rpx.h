@@ -11,5 +11,6 @@
 #include "rpx/split.h"
 #include "rpx/rpmsg.h"
 #include "rpx/resume.h"
+#include "rpx/run.h"
 
 #endif

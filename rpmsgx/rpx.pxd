@@ -101,7 +101,6 @@ cdef extern from "rpx.h" nogil:
         uint16_t avail_pub
         uint16_t last_used
         uint16_t num_free
-        uint16_t in_flight
         bint muted
     struct rpx_used:
         uint32_t cookie
@@ -109,6 +108,7 @@ cdef extern from "rpx.h" nogil:
     struct rpx_sg:
         uint64_t addr
         uint32_t len
+    uint16_t rpx_drv_in_flight(const rpx_drv *)
     void rpx_drv_init(rpx_drv *, const rpx_ring *, rpx_drv_slot *)
     int rpx_drv_add1(rpx_drv *, uint64_t, uint32_t, bint, uint32_t)
     int rpx_drv_add(rpx_drv *, const rpx_sg *, uint32_t, uint32_t, uint32_t)
@@ -153,6 +153,7 @@ cdef extern from "rpx.h" nogil:
         uint32_t src
         uint32_t dst
         uint32_t token
+        uint32_t room
         uint16_t len
         bint copied
     struct rpx_rx:
@@ -168,6 +169,9 @@ cdef extern from "rpx.h" nogil:
     int rpx_rx_post(rpx_rx *)
     int rpx_rx_next(rpx_rx *, rpx_msg *)
     int rpx_rx_done(rpx_rx *, uint32_t)
+    int rpx_rx_look(const rpx_rx *)
+    bint rpx_rx_peek(const rpx_rx *, rpx_msg *)
+    void rpx_rx_turn(const rpx_rx *, const rpx_msg *)
     bint rpx_rx_publish(rpx_rx *)
     void rpx_rx_mute(rpx_rx *)
     bint rpx_rx_unmute(rpx_rx *)
@@ -195,12 +199,27 @@ cdef extern from "rpx.h" nogil:
     int rpx_tx_get(rpx_tx *, rpx_txbuf *)
     void rpx_tx_unget(rpx_tx *, const rpx_txbuf *)
     int rpx_tx_put(rpx_tx *, const rpx_txbuf *, uint32_t, uint32_t, uint32_t)
+    bint rpx_tx_turn(rpx_tx *, uint32_t, uint32_t, const void *, size_t)
     int rpx_tx_send(rpx_tx *, uint32_t, uint32_t, const void *, size_t)
     bint rpx_tx_publish(rpx_tx *)
     void rpx_tx_mute(rpx_tx *)
     bint rpx_tx_unmute(rpx_tx *)
     bint rpx_tx_pending(const rpx_tx *)
     int rpx_tx_broken(const rpx_tx *)
+
+    struct rpx_rx_run:
+        uint32_t n
+        uint32_t max
+    void rpx_rx_run_begin(rpx_rx_run *, const rpx_rx *, uint32_t)
+    bint rpx_rx_run_peek(const rpx_rx_run *, rpx_msg *)
+    void rpx_rx_run_turn(rpx_rx_run *, const rpx_msg *)
+    void rpx_rx_run_end(const rpx_rx_run *, rpx_rx *)
+    struct rpx_tx_run:
+        uint32_t n
+        uint32_t max
+    void rpx_tx_run_begin(rpx_tx_run *, const rpx_tx *, uint32_t)
+    bint rpx_tx_run_turn(rpx_tx_run *, uint32_t, uint32_t, const void *, size_t)
+    void rpx_tx_run_end(const rpx_tx_run *, rpx_tx *)
 
     void rpx_ns_encode(rpx_rpmsg_ns *, const char *, uint32_t, bint, bint)
     uint32_t rpx_ns_name_len(const rpx_rpmsg_ns *)

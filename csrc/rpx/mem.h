@@ -92,6 +92,13 @@ RPX_HOT void rpx_copy_hosted(void *to, const void *from, size_t n)
 }
 #endif
 
+/* Assign a struct; where there is no libc, the compiler must not make that a call of memcpy. */
+#if __STDC_HOSTED__
+#define RPX_ASSIGN(to, from) ((void)(*(to) = *(from)))
+#else
+#define RPX_ASSIGN(to, from) rpx_copy_loop((to), (from), sizeof *(to))
+#endif
+
 static inline void rpx_copy_loop(void *to, const void *from, size_t n)
 {
 	uint8_t *t = (uint8_t *)to;

@@ -13,12 +13,12 @@
 
 #include "rpmsg.h"
 
-/* Is descriptor `id` bound to its buffer, with these flags and no more than `size` bytes? */
-static inline bool rpx_resume_bound(const struct rpx_drv *q, uint32_t id, uint64_t addr, uint32_t size, uint16_t flags)
+/* The length in descriptor `id`, 1 to `size`; 0 where it is not, or the descriptor not bound to its buffer so. */
+static inline uint32_t rpx_resume_len(const struct rpx_drv *q, uint32_t id, uint64_t addr, uint32_t size,
+				      uint16_t flags)
 {
-	const struct rpx_desc *d = rpx_ring_desc(&q->ring, id);
-	return rpx_get64(&d->addr, q->ring.swap) == addr && rpx_get32(&d->len, q->ring.swap) - 1u < size &&
-	       rpx_get16(&d->flags, q->ring.swap) == flags;
+	struct rpx_desc_copy d = rpx_desc_read(rpx_ring_desc(&q->ring, id), q->ring.swap);
+	return d.addr == addr && d.flags == flags && d.len <= size ? d.len : 0;
 }
 
 /* Take the last `n` published heads to be in flight. NULL, or what is wrong; then the queue must not be used. */
@@ -30,16 +30,14 @@ static inline const char *rpx_resume_flying(struct rpx_drv *q, uint16_t n, const
 		if (head >= q->ring.num || head >= pool->count)
 			return "an available entry is outside the descriptor table";
 		struct rpx_drv_slot *slot = &q->slots[head];
-		if (slot->flying)
+		if (slot->seq != RPX_IDLE)
 			return "a buffer is available twice";
-		if (!rpx_resume_bound(q, head, pool->addr + (uint64_t)head * pool->size, pool->size, flags))
+		slot->limit = rpx_resume_len(q, head, pool->addr + (uint64_t)head * pool->size, pool->size, flags);
+		if (slot->limit == 0)
 			return "a descriptor is not that of this host's buffer";
-		slot->flying = true;
 		slot->length = 1;
-		slot->limit = pool->size;
 		slot->seq = q->seq++;
 	}
-	q->in_flight = n;
 	q->seq_pub = q->seq;
 	return NULL;
 }
@@ -70,10 +68,10 @@ static inline const char *rpx_tx_resume(struct rpx_tx *tx)
 	if (wrong != NULL)
 		return wrong;
 	tx->n_spare = 0;
-	tx->room = rpx_pool_room(&tx->pool);
+	tx->room = rpx_room(tx->pool.size);
 	tx->fresh = count;
 	for (uint32_t i = count; i > 0; i--) {
-		if (q->slots[i - 1u].flying)
+		if (q->slots[i - 1u].seq != RPX_IDLE)
 			continue;
 		rpx_drv_bind(q, i - 1u, tx->pool.addr + (uint64_t)(i - 1u) * tx->pool.size, false);
 		tx->spare[tx->n_spare++] = i - 1u;

@@ -46,6 +46,7 @@ struct rpx_msg {
 	uint32_t src;
 	uint32_t dst;
 	uint32_t token;
+	uint32_t room; /* of the buffer, header included */
 	uint16_t len;
 	bool copied; /* `data` is private scratch, overwritten by the next rpx_rx_next */
 };
@@ -139,32 +140,31 @@ static inline int64_t rpx_rx_gather(struct rpx_rx *rx, uint16_t head)
 }
 
 /* The header, each field read once; reserved and flags are not looked at, as in Linux. */
-RPX_HOT int rpx_rx_parse(struct rpx_rx *rx, const uint8_t *buf, uint32_t room, struct rpx_msg *msg)
+RPX_HOT int rpx_rx_parse(const struct rpx_rx *rx, const uint8_t *buf, struct rpx_msg *msg)
 {
 	const struct rpx_rpmsg_hdr *h = (const struct rpx_rpmsg_hdr *)(const void *)buf;
-	if (rpx_unlikely(room < RPX_HDR))
+	if (rpx_unlikely(msg->room < RPX_HDR))
 		return RPX_RX_SHORT;
 	msg->src = rpx_get32(&h->src, rx->swap);
 	msg->dst = rpx_get32(&h->dst, rx->swap);
 	msg->len = rpx_get16(&h->len, rx->swap);
 	msg->data = buf + RPX_HDR;
-	return rpx_likely(msg->len <= room - RPX_HDR) ? RPX_RX_MESSAGE : RPX_RX_LONG;
+	return rpx_likely(msg->len <= msg->room - RPX_HDR) ? RPX_RX_MESSAGE : RPX_RX_LONG;
 }
 
 /* The next message. A dropped one has given its buffer back. Negative: the rule that the peer broke. */
 RPX_HOT int rpx_rx_next(struct rpx_rx *rx, struct rpx_msg *msg)
 {
 	const uint8_t *buf;
-	uint32_t room;
 	int rc;
 	msg->copied = false;
 	if (rx->drv != NULL) {
 		uint16_t id = 0;
-		room = 0;
-		if ((rc = rpx_drv_used(rx->drv, &id, &room)) <= 0)
+		msg->room = 0;
+		if ((rc = rpx_drv_used(rx->drv, &id, &msg->room)) <= 0)
 			return rc;
 		buf = rx->pool.base + (size_t)id * rx->pool.size;
-		RPX_INVALIDATE(buf, room);
+		RPX_INVALIDATE(buf, msg->room);
 		msg->token = id;
 	} else {
 		struct rpx_seg seg;
@@ -175,8 +175,8 @@ RPX_HOT int rpx_rx_next(struct rpx_rx *rx, struct rpx_msg *msg)
 			return rc;
 		if (rpx_likely(rc == 1)) {
 			buf = seg.ptr;
-			room = seg.len;
-			RPX_INVALIDATE(buf, room);
+			msg->room = seg.len;
+			RPX_INVALIDATE(buf, msg->room);
 		} else {
 			if (rx->scratch == NULL)
 				return rpx_dev_fail(rx->dev, RPX_E_CHAIN_BYTES);
@@ -184,21 +184,82 @@ RPX_HOT int rpx_rx_next(struct rpx_rx *rx, struct rpx_msg *msg)
 			if (n < 0)
 				return (int)n;
 			buf = rx->scratch;
-			room = (uint32_t)n;
+			msg->room = (uint32_t)n;
 			msg->copied = true;
 		}
 		msg->token = head;
 		if (rx->whole)
-			msg->token |= (room <= 0xffffu ? room : 0xffffu) << 16;
+			msg->token |= (msg->room <= 0xffffu ? msg->room : 0xffffu) << 16;
 		if (rpx_unlikely(((uintptr_t)buf & 3u) != 0))
 			return rpx_dev_fail(rx->dev, RPX_E_DESC_ADDR); /* header fields are read as such */
 	}
-	rc = rpx_rx_parse(rx, buf, room, msg);
+	rc = rpx_rx_parse(rx, buf, msg);
 	if (rpx_unlikely(rc != RPX_RX_MESSAGE)) {
 		int done = rpx_rx_done(rx, msg->token);
 		return done < 0 ? done : rc;
 	}
 	return rc;
+}
+
+/*
+ * The short way, for a message that is whole in one buffer, which goes back at once:
+ *
+ *   if (rpx_rx_peek(&rx, &msg)) {
+ *           ...
+ *           rpx_rx_turn(&rx, &msg);
+ *   } else if (rpx_rx_next(&rx, &msg) == RPX_RX_MESSAGE) ...
+ *
+ * Peeking takes nothing: what it cannot show is left to rpx_rx_next, which reads it afresh and says what is wrong. The
+ * functions whose names end in _at work on the state they are given, the end's own or a copy of it (run.h).
+ */
+
+/* How many messages there may be to take; negative: the rule that the peer broke. */
+RPX_HOT int rpx_rx_look(const struct rpx_rx *rx)
+{
+	return rx->drv != NULL ? rpx_drv_look(rx->drv) : rpx_dev_look(rx->dev);
+}
+
+RPX_HOT bool rpx_rx_peek_at(const struct rpx_rx *rx, const struct rpx_drv *drv, const struct rpx_dev *dev,
+			    struct rpx_msg *msg)
+{
+	const uint8_t *buf;
+	uint16_t id = 0;
+	if (rx->drv != NULL) {
+		if (rpx_unlikely(rpx_drv_peek(drv, &id, &msg->room) != 0))
+			return false;
+		buf = rx->pool.base + (size_t)id * rx->pool.size;
+	} else {
+		if (rpx_unlikely(rpx_dev_peek(dev, &id) != 0))
+			return false;
+		buf = rpx_dev_buffer(dev, rx->mem, id, false, &msg->room);
+		if (rpx_unlikely(buf == NULL || ((uintptr_t)buf & 3u) != 0))
+			return false;
+	}
+	RPX_INVALIDATE(buf, msg->room);
+	msg->token = id;
+	msg->copied = false;
+	return rpx_likely(rpx_rx_parse(rx, buf, msg) == RPX_RX_MESSAGE);
+}
+
+/* The message that is next, not taken yet. */
+RPX_HOT bool rpx_rx_peek(const struct rpx_rx *rx, struct rpx_msg *msg)
+{
+	return rpx_rx_look(rx) > 0 && rpx_rx_peek_at(rx, rx->drv, rx->dev, msg);
+}
+
+RPX_HOT void rpx_rx_turn_at(const struct rpx_rx *rx, struct rpx_drv *drv, struct rpx_dev *dev,
+			    const struct rpx_msg *msg)
+{
+	if (rx->drv != NULL)
+		rpx_drv_turn(drv, (uint16_t)msg->token, rx->pool.size);
+	else
+		rpx_dev_turn(dev, (uint16_t)msg->token, rx->whole ? msg->room : 0);
+}
+
+/* Take the message that rpx_rx_peek showed, and give its buffer back; staged until rpx_rx_publish. */
+RPX_HOT void rpx_rx_turn(const struct rpx_rx *rx, const struct rpx_msg *msg)
+{
+	rpx_rx_turn_at(rx, rx->drv, rx->dev, msg);
 }
 
 /* The sending end. Exactly one of drv and dev is set. */
@@ -259,6 +320,12 @@ static inline int rpx_tx_broken(const struct rpx_tx *tx)
 	return tx->drv != NULL ? tx->drv->broken : tx->dev->broken;
 }
 
+/* Payload that a buffer of `size` >= 16 bytes has room for. */
+static inline uint32_t rpx_room(uint32_t size)
+{
+	return size - RPX_HDR <= 0xffffu ? size - RPX_HDR : 0xffffu;
+}
+
 /* Driver: a buffer that was handed back unsent; else the oldest that the device has used; else one never used. */
 RPX_HOT int rpx_tx_get_drv(struct rpx_tx *tx, struct rpx_txbuf *buf)
 {
@@ -280,17 +347,11 @@ RPX_HOT int rpx_tx_get_drv(struct rpx_tx *tx, struct rpx_txbuf *buf)
 	return RPX_TX_BUFFER;
 }
 
-/* Payload of a pool's buffers. */
-static inline uint32_t rpx_pool_room(const struct rpx_pool *pool)
-{
-	return pool->size - RPX_HDR <= 0xffffu ? pool->size - RPX_HDR : 0xffffu;
-}
-
 /* Driver: before the first rpx_tx_get, once drv, pool and spare are set. */
 static inline void rpx_tx_start_drv(struct rpx_tx *tx)
 {
 	tx->n_spare = tx->fresh = 0;
-	tx->room = rpx_pool_room(&tx->pool);
+	tx->room = rpx_room(tx->pool.size);
 	for (uint32_t i = 0; i < tx->pool.count && i < tx->drv->ring.num; i++)
 		rpx_drv_bind(tx->drv, i, tx->pool.addr + (uint64_t)i * tx->pool.size, false);
 }
@@ -320,7 +381,7 @@ RPX_HOT int rpx_tx_get_dev(struct rpx_tx *tx, struct rpx_txbuf *buf)
 			return rpx_dev_fail(tx->dev, RPX_E_DESC_ADDR);
 		if (rpx_likely(seg.len >= RPX_HDR)) {
 			buf->data = seg.ptr + RPX_HDR;
-			buf->cap = tx->room = seg.len - RPX_HDR <= 0xffffu ? seg.len - RPX_HDR : 0xffffu;
+			buf->cap = tx->room = rpx_room(seg.len);
 			buf->token = head;
 			return RPX_TX_BUFFER;
 		}
@@ -342,25 +403,75 @@ static inline void rpx_tx_unget(struct rpx_tx *tx, const struct rpx_txbuf *buf)
 	tx->spare[tx->n_spare++] = buf->token;
 }
 
-/* Write the header before buf->data and stage the message; `len` is at most buf->cap. Sent by rpx_tx_publish. */
-RPX_HOT int rpx_tx_put(struct rpx_tx *tx, const struct rpx_txbuf *buf, uint32_t src, uint32_t dst, uint32_t len)
+RPX_HOT void rpx_tx_header(const struct rpx_tx *tx, uint8_t *buf, uint32_t src, uint32_t dst, uint32_t len)
 {
-	struct rpx_rpmsg_hdr *h = (struct rpx_rpmsg_hdr *)(void *)(buf->data - RPX_HDR);
+	struct rpx_rpmsg_hdr *h = (struct rpx_rpmsg_hdr *)(void *)buf;
 	rpx_put32(&h->src, src, tx->swap);
 	rpx_put32(&h->dst, dst, tx->swap);
 	rpx_put32(&h->reserved, 0, tx->swap);
 	rpx_put16(&h->len, (uint16_t)len, tx->swap);
 	rpx_put16(&h->flags, 0, tx->swap);
 	RPX_CLEAN(h, RPX_HDR + len);
+}
+
+/* Write the header before buf->data and stage the message; `len` is at most buf->cap. Sent by rpx_tx_publish. */
+RPX_HOT int rpx_tx_put(struct rpx_tx *tx, const struct rpx_txbuf *buf, uint32_t src, uint32_t dst, uint32_t len)
+{
+	rpx_tx_header(tx, buf->data - RPX_HDR, src, dst, len);
 	if (tx->drv != NULL)
 		return rpx_drv_post(tx->drv, (uint16_t)buf->token, RPX_HDR + len);
 	return rpx_dev_push(tx->dev, (uint16_t)buf->token, RPX_HDR + len);
+}
+
+RPX_HOT int rpx_tx_look(const struct rpx_tx *tx)
+{
+	return tx->drv != NULL ? rpx_drv_look(tx->drv) : rpx_dev_look(tx->dev);
+}
+
+RPX_HOT bool rpx_tx_turn_at(struct rpx_tx *tx, struct rpx_drv *drv, struct rpx_dev *dev, uint32_t src, uint32_t dst,
+			    const void *data, size_t size)
+{
+	uint8_t *buf;
+	uint32_t len;
+	uint16_t id = 0;
+	if (tx->drv != NULL) {
+		if (rpx_unlikely(rpx_drv_peek(drv, &id, &len) != 0))
+			return false;
+		buf = tx->pool.base + (size_t)id * tx->pool.size;
+	} else {
+		if (rpx_unlikely(rpx_dev_peek(dev, &id) != 0))
+			return false;
+		buf = rpx_dev_buffer(dev, tx->mem, id, true, &len);
+		if (rpx_unlikely(buf == NULL || ((uintptr_t)buf & 3u) != 0 || len < RPX_HDR))
+			return false;
+		tx->room = rpx_room(len);
+	}
+	if (rpx_unlikely(size > tx->room))
+		return false;
+	rpx_copy_to(buf + RPX_HDR, data, size, (enum rpx_kind)tx->kind);
+	rpx_tx_header(tx, buf, src, dst, (uint32_t)size);
+	if (tx->drv != NULL)
+		rpx_drv_turn(drv, id, RPX_HDR + (uint32_t)size);
+	else
+		rpx_dev_turn(dev, id, RPX_HDR + (uint32_t)size);
+	return true;
+}
+
+/*
+ * The short way out: stage a copy of `size` bytes in the buffer that the peer gave back next. False where there is
+ * none, or none in one piece with room for them; rpx_tx_get tells.
+ */
+RPX_HOT bool rpx_tx_turn(struct rpx_tx *tx, uint32_t src, uint32_t dst, const void *data, size_t size)
+{
+	return rpx_tx_look(tx) > 0 && rpx_tx_turn_at(tx, tx->drv, tx->dev, src, dst, data, size);
 }
 
 /* Stage a copy of `size` bytes: RPX_TX_BUFFER when done, RPX_TX_NONE, RPX_TX_LONG, or the rule that the peer broke. */
 RPX_HOT int rpx_tx_send(struct rpx_tx *tx, uint32_t src, uint32_t dst, const void *data, size_t size)
 {
 	struct rpx_txbuf buf;
+	if (rpx_likely(rpx_tx_turn(tx, src, dst, data, size)))
+		return RPX_TX_BUFFER;
 	int rc = rpx_tx_get(tx, &buf);
 	if (rpx_unlikely(rc != RPX_TX_BUFFER))
 		return rc;

@@ -129,13 +129,14 @@ static inline uint16_t rpx_ring_used_idx(const struct rpx_ring *r)
 /* ------------------------------------------------------------------------------------------------- driver ---- */
 
 struct rpx_drv_slot {
-	uint64_t seq;    /* number of the chain that starts here, counted since rpx_drv_init */
+	uint64_t seq;    /* number of the chain in flight that starts here, since rpx_drv_init; or RPX_IDLE */
 	uint32_t limit;  /* the most that used.len may say for the chain that starts here */
 	uint32_t cookie; /* the caller's, given back by rpx_drv_get */
 	uint16_t length; /* descriptors in the chain that starts here */
-	bool flying;     /* it is the head of a chain that the device has, or is about to have */
 	uint16_t next;   /* next of the chain, or of the free list */
 };
+
+#define RPX_IDLE UINT64_MAX
 
 struct rpx_drv {
 	struct rpx_ring ring;
@@ -150,9 +151,14 @@ struct rpx_drv {
 	uint16_t used_seen; /* used.idx as last read and checked */
 	uint16_t free_head;
 	uint16_t num_free;
-	uint16_t in_flight; /* heads the device has, staged ones included */
 	bool muted;
 };
+
+/* Heads the device has, staged ones included. */
+static inline uint16_t rpx_drv_in_flight(const struct rpx_drv *q)
+{
+	return rpx_idx_diff(q->avail_idx, q->last_used);
+}
 
 /* One buffer of a chain to add. */
 struct rpx_sg {
@@ -169,17 +175,16 @@ static inline int rpx_drv_fail(struct rpx_drv *q, int error)
 /* Take over a zeroed ring; `slots` has num entries. Touches no shared memory; notifications are on, as zero means. */
 static inline void rpx_drv_init(struct rpx_drv *q, const struct rpx_ring *ring, struct rpx_drv_slot *slots)
 {
-	RPX_MEMCPY(&q->ring, ring, sizeof q->ring); /* an assignment may become a call of memcpy */
+	RPX_ASSIGN(&q->ring, ring);
 	q->slots = slots;
 	q->broken = 0;
 	q->seq = q->seq_pub = q->seq_seen = 0;
 	q->avail_idx = q->avail_pub = q->last_used = q->used_seen = 0;
 	q->free_head = 0;
 	q->num_free = ring->num;
-	q->in_flight = 0;
 	q->muted = false;
 	for (uint32_t i = 0; i < ring->num; i++) {
-		slots[i].flying = false;
+		slots[i].seq = RPX_IDLE;
 		slots[i].next = (uint16_t)(i + 1u);
 	}
 }
@@ -199,7 +204,6 @@ static inline void rpx_drv_stage(struct rpx_drv *q, uint16_t head)
 	rpx_put16(rpx_ring_avail_entry(&q->ring, q->avail_idx), head, q->ring.swap);
 	q->slots[head].seq = q->seq++;
 	q->avail_idx++;
-	q->in_flight++;
 }
 
 /*
@@ -212,8 +216,20 @@ static inline int rpx_drv_bind(struct rpx_drv *q, uint32_t id, uint64_t addr, bo
 	if (id >= q->ring.num)
 		return RPX_E_INVAL;
 	rpx_drv_put_desc(&q->ring, id, addr, 0, write ? RPX_DESC_F_WRITE : 0u, 0);
+	q->slots[id].limit = 0;
 	q->slots[id].length = 1;
 	return 0;
+}
+
+/* Stage the first `len` bytes of a bound buffer. The descriptor has the length already where that is as it was. */
+RPX_HOT void rpx_drv_stage_bound(struct rpx_drv *q, uint16_t id, uint32_t len)
+{
+	struct rpx_drv_slot *slot = &q->slots[id];
+	if (slot->limit != len) {
+		slot->limit = len;
+		rpx_put32(&rpx_ring_desc(&q->ring, id)->len, len, q->ring.swap);
+	}
+	rpx_drv_stage(q, id);
 }
 
 /*
@@ -224,15 +240,9 @@ RPX_HOT int rpx_drv_post(struct rpx_drv *q, uint16_t id, uint32_t len)
 {
 	if (rpx_unlikely(q->broken != 0))
 		return q->broken;
-	if (rpx_unlikely(id >= q->ring.num || len == 0))
+	if (rpx_unlikely(id >= q->ring.num || len == 0 || q->slots[id].seq != RPX_IDLE))
 		return RPX_E_INVAL;
-	struct rpx_drv_slot *slot = &q->slots[id];
-	if (rpx_unlikely(slot->flying))
-		return RPX_E_INVAL;
-	slot->limit = len;
-	slot->flying = true;
-	rpx_put32(&rpx_ring_desc(&q->ring, id)->len, len, q->ring.swap);
-	rpx_drv_stage(q, id);
+	rpx_drv_stage_bound(q, id, len);
 	return 0;
 }
 
@@ -252,7 +262,6 @@ RPX_HOT int rpx_drv_add1(struct rpx_drv *q, uint64_t addr, uint32_t len, bool wr
 	slot->limit = len;
 	slot->cookie = cookie;
 	slot->length = 1;
-	slot->flying = true;
 	rpx_drv_put_desc(&q->ring, head, addr, len, write ? RPX_DESC_F_WRITE : 0u, 0);
 	rpx_drv_stage(q, head);
 	return 0;
@@ -300,7 +309,6 @@ static inline int rpx_drv_add(struct rpx_drv *q, const struct rpx_sg *sg, uint32
 	q->slots[head].limit = limit;
 	q->slots[head].cookie = cookie;
 	q->slots[head].length = (uint16_t)n;
-	q->slots[head].flying = true;
 	rpx_drv_stage(q, head);
 	return 0;
 }
@@ -334,7 +342,6 @@ static inline int rpx_drv_add_indirect(struct rpx_drv *q, struct rpx_desc *table
 	slot->limit = limit;
 	slot->cookie = cookie;
 	slot->length = 1;
-	slot->flying = true;
 	rpx_drv_put_desc(&q->ring, head, table_addr, 16u * n, RPX_DESC_F_INDIRECT, 0);
 	rpx_drv_stage(q, head);
 	return 0;
@@ -359,10 +366,10 @@ RPX_HOT bool rpx_drv_publish(struct rpx_drv *q)
 }
 
 /*
- * The head of the next used chain: 1 with *id and *len, 0 where there is none, or the rule that the device broke. The
- * descriptors stay the caller's: see rpx_drv_post, or use rpx_drv_get.
+ * How many used entries there are to take. used.idx is read again once all that it announced are taken. Negative: the
+ * rule that the device broke.
  */
-RPX_HOT int rpx_drv_used(struct rpx_drv *q, uint16_t *id, uint32_t *len)
+RPX_HOT int rpx_drv_look(struct rpx_drv *q)
 {
 	const struct rpx_ring *r = &q->ring;
 	if (rpx_unlikely(q->broken != 0))
@@ -370,30 +377,62 @@ RPX_HOT int rpx_drv_used(struct rpx_drv *q, uint16_t *id, uint32_t *len)
 	if (q->last_used == q->used_seen) {
 		/* Acquire: entries and buffers after the index that announces them (2.7.8.2). */
 		uint16_t idx = rpx_ring_used_idx(r);
-		if (idx == q->last_used)
-			return 0;
-		uint16_t staged = rpx_idx_diff(q->avail_idx, q->avail_pub);
-		if (rpx_unlikely(rpx_idx_diff(idx, q->last_used) > (uint16_t)(q->in_flight - staged)))
+		if (rpx_unlikely(rpx_idx_diff(idx, q->last_used) > rpx_idx_diff(q->avail_pub, q->last_used)))
 			return rpx_drv_fail(q, RPX_E_USED_IDX);
 		q->used_seen = idx;
 		q->seq_seen = q->seq_pub;
 	}
+	return rpx_idx_diff(q->used_seen, q->last_used);
+}
+
+/* The used entry that is next, where there is one: 0 with *id and *len, or the rule that the device broke. */
+RPX_HOT int rpx_drv_peek(const struct rpx_drv *q, uint16_t *id, uint32_t *len)
+{
+	const struct rpx_ring *r = &q->ring;
 	const struct rpx_used_elem *e = rpx_ring_used_entry(r, q->last_used);
 	uint32_t head = rpx_get32(&e->id, r->swap);
 	uint32_t written = rpx_get32(&e->len, r->swap);
 	if (rpx_unlikely(head >= r->num))
-		return rpx_drv_fail(q, RPX_E_USED_ID);
-	struct rpx_drv_slot *slot = &q->slots[head];
-	if (rpx_unlikely(!slot->flying || slot->seq >= q->seq_seen))
-		return rpx_drv_fail(q, RPX_E_USED_IDLE);
+		return RPX_E_USED_ID;
+	const struct rpx_drv_slot *slot = &q->slots[head];
+	if (rpx_unlikely(slot->seq >= q->seq_seen)) /* RPX_IDLE is */
+		return RPX_E_USED_IDLE;
 	if (rpx_unlikely(written > slot->limit))
-		return rpx_drv_fail(q, RPX_E_USED_LEN);
-	slot->flying = false;
-	q->in_flight--;
-	q->last_used++;
+		return RPX_E_USED_LEN;
 	*id = (uint16_t)head;
 	*len = written;
+	return 0;
+}
+
+/*
+ * The head of the next used chain: 1 with *id and *len, 0 where there is none, or the rule that the device broke. The
+ * descriptors stay the caller's: see rpx_drv_post, or use rpx_drv_get.
+ */
+RPX_HOT int rpx_drv_used(struct rpx_drv *q, uint16_t *id, uint32_t *len)
+{
+	int rc = rpx_drv_look(q);
+	if (rc <= 0)
+		return rc;
+	if (rpx_unlikely((rc = rpx_drv_peek(q, id, len)) < 0))
+		return rpx_drv_fail(q, rc);
+	q->slots[*id].seq = RPX_IDLE;
+	q->last_used++;
 	return 1;
+}
+
+/* Take the entry that rpx_drv_peek showed, and stage its bound buffer again: rpx_drv_used and rpx_drv_post in one. */
+RPX_HOT void rpx_drv_turn(struct rpx_drv *q, uint16_t id, uint32_t len)
+{
+	q->last_used++;
+	rpx_drv_stage_bound(q, id, len);
+}
+
+/* Take over the turns that were made on a copy. */
+RPX_HOT void rpx_drv_turned(struct rpx_drv *q, const struct rpx_drv *copy)
+{
+	q->last_used = copy->last_used;
+	q->avail_idx = copy->avail_idx;
+	q->seq = copy->seq;
 }
 
 struct rpx_used {
@@ -482,7 +521,7 @@ static inline int rpx_dev_fail(struct rpx_dev *q, int error)
 static inline void rpx_dev_init(struct rpx_dev *q, const struct rpx_ring *ring, uint32_t *seen, uint16_t avail_idx,
 				uint16_t used_idx)
 {
-	RPX_MEMCPY(&q->ring, ring, sizeof q->ring); /* an assignment may become a call of memcpy */
+	RPX_ASSIGN(&q->ring, ring);
 	q->seen = seen;
 	q->broken = 0;
 	q->look = 1;
@@ -512,8 +551,11 @@ static inline void rpx_dev_next_look(struct rpx_dev *q)
 	}
 }
 
-/* The next available head: 1 and *head, 0 where there is none, or the rule that the driver broke. */
-RPX_HOT int rpx_dev_pop(struct rpx_dev *q, uint16_t *head)
+/*
+ * How many heads there are to take. avail.idx is read again once all that it announced are taken. Negative: the rule
+ * that the driver broke.
+ */
+RPX_HOT int rpx_dev_look(struct rpx_dev *q)
 {
 	const struct rpx_ring *r = &q->ring;
 	if (rpx_unlikely(q->broken != 0))
@@ -530,15 +572,33 @@ RPX_HOT int rpx_dev_pop(struct rpx_dev *q, uint16_t *head)
 		q->avail_seen = idx;
 		rpx_dev_next_look(q);
 	}
+	return rpx_idx_diff(q->avail_seen, q->last_avail);
+}
+
+/* The head that is next, where there is one: 0 and *head, or the rule that the driver broke. */
+RPX_HOT int rpx_dev_peek(const struct rpx_dev *q, uint16_t *head)
+{
+	const struct rpx_ring *r = &q->ring;
 	uint16_t h = rpx_get16(rpx_ring_avail_entry(r, q->last_avail), r->swap);
 	if (rpx_unlikely(h >= r->num))
-		return rpx_dev_fail(q, RPX_E_AVAIL_HEAD);
-	if (rpx_unlikely(q->seen[h] >= q->look))
-		return rpx_dev_fail(q, RPX_E_AVAIL_TWICE);
-	q->seen[h] = RPX_HELD;
+		return RPX_E_AVAIL_HEAD;
+	if (rpx_unlikely(q->seen[h] >= q->look)) /* RPX_HELD is */
+		return RPX_E_AVAIL_TWICE;
+	*head = h;
+	return 0;
+}
+
+/* The next available head: 1 and *head, 0 where there is none, or the rule that the driver broke. */
+RPX_HOT int rpx_dev_pop(struct rpx_dev *q, uint16_t *head)
+{
+	int rc = rpx_dev_look(q);
+	if (rc <= 0)
+		return rc;
+	if (rpx_unlikely((rc = rpx_dev_peek(q, head)) < 0))
+		return rpx_dev_fail(q, rc);
+	q->seen[*head] = RPX_HELD;
 	q->held++;
 	q->last_avail++;
-	*head = h;
 	return 1;
 }
 
@@ -584,6 +644,21 @@ RPX_HOT int rpx_dev_single(struct rpx_dev *q, const struct rpx_mem *mem, uint16_
 		return 0;
 	int rc = rpx_dev_segment(mem, &d, seg);
 	return rpx_likely(rc == 0) ? 1 : rpx_dev_fail(q, rc);
+}
+
+/*
+ * The memory of a head that is one direct descriptor of that direction: a pointer to *len bytes, which may be 0. NULL
+ * where it is anything else: rpx_dev_single and rpx_chain_next tell.
+ */
+RPX_HOT uint8_t *rpx_dev_buffer(const struct rpx_dev *q, const struct rpx_mem *mem, uint16_t head, bool write,
+				uint32_t *len)
+{
+	const struct rpx_desc *d = rpx_ring_desc(&q->ring, head);
+	uint32_t kind = rpx_get16(&d->flags, q->ring.swap) & (RPX_DESC_F_NEXT | RPX_DESC_F_INDIRECT | RPX_DESC_F_WRITE);
+	*len = rpx_get32(&d->len, q->ring.swap);
+	if (rpx_unlikely(kind != (write ? RPX_DESC_F_WRITE : 0u)))
+		return NULL;
+	return rpx_mem_at(mem, rpx_get64(&d->addr, q->ring.swap), *len, write ? RPX_PERM_WRITE : RPX_PERM_READ);
 }
 
 /* A walk along a chain, with a budget of steps (the queue size) and of bytes (the caller's). */
@@ -666,24 +741,43 @@ static inline int rpx_chain_next(struct rpx_chain *c, struct rpx_dev *q, const s
 	return 1;
 }
 
+RPX_HOT void rpx_dev_stage(struct rpx_dev *q, uint16_t head, uint32_t len)
+{
+	const struct rpx_ring *r = &q->ring;
+	struct rpx_used_elem *e = rpx_ring_used_entry(r, q->used_idx);
+	rpx_put32(&e->id, head, r->swap);
+	rpx_put32(&e->len, len, r->swap); /* 2.7.8.2-1: before the index */
+	q->seen[head] = q->look;
+	q->used_idx++;
+}
+
 /*
  * Stage the used entry of `head`, of whose writable bytes the first `len` were written. `head` must have been popped
  * and not pushed since: RPX_E_INVAL otherwise. The driver sees it after rpx_dev_publish.
  */
 RPX_HOT int rpx_dev_push(struct rpx_dev *q, uint16_t head, uint32_t len)
 {
-	const struct rpx_ring *r = &q->ring;
 	if (rpx_unlikely(q->broken != 0))
 		return q->broken;
-	if (rpx_unlikely(head >= r->num || q->seen[head] != RPX_HELD))
+	if (rpx_unlikely(head >= q->ring.num || q->seen[head] != RPX_HELD))
 		return RPX_E_INVAL;
-	struct rpx_used_elem *e = rpx_ring_used_entry(r, q->used_idx);
-	rpx_put32(&e->id, head, r->swap);
-	rpx_put32(&e->len, len, r->swap); /* 2.7.8.2-1: before the index */
-	q->seen[head] = q->look;
+	rpx_dev_stage(q, head, len);
 	q->held--;
-	q->used_idx++;
 	return 0;
+}
+
+/* Take the head that rpx_dev_peek showed, and stage its used entry: rpx_dev_pop and rpx_dev_push in one. */
+RPX_HOT void rpx_dev_turn(struct rpx_dev *q, uint16_t head, uint32_t len)
+{
+	q->last_avail++;
+	rpx_dev_stage(q, head, len);
+}
+
+/* Take over the turns that were made on a copy. */
+RPX_HOT void rpx_dev_turned(struct rpx_dev *q, const struct rpx_dev *copy)
+{
+	q->last_avail = copy->last_avail;
+	q->used_idx = copy->used_idx;
 }
 
 /* Publish everything staged with one store of used.idx. True: the driver wants a notification. */

@@ -21,8 +21,8 @@ from cpython.buffer cimport (
     PyObject_CheckBuffer, PyObject_GetBuffer
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_CheckSignals
-from cpython.list cimport PyList_Append, PyList_CheckExact, PyList_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear
+from cpython.list cimport PyList_Append, PyList_CheckExact, PyList_GET_SIZE, PyList_New
 from cpython.memoryview cimport PyMemoryView_GET_BUFFER
 from cpython.object cimport PyObject
 from cpython.pythread cimport (
@@ -56,6 +56,8 @@ cdef extern from "Python.h":
         PY_LOCK_INTR
     PyLockStatus PyThread_acquire_lock_timed(PyThread_type_lock, long long, int) nogil
     PyObject *PyList_GET_ITEM(object, Py_ssize_t)
+    void PyList_SET_ITEM(object, Py_ssize_t, PyObject *)
+    int PyList_SetSlice(object, Py_ssize_t, Py_ssize_t, PyObject *) except -1
     PyObject *PyBytes_FromStringAndSize_raw "PyBytes_FromStringAndSize"(const char *, Py_ssize_t)
 
 cdef extern from "sys/epoll.h" nogil:

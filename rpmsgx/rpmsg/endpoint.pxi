@@ -1,5 +1,6 @@
-# The calls of an endpoint. Each receive call asks await_message() where the next message is: in the endpoint's queue
-# (QUEUED), or still in the ring and for it (MINE), from where it is copied straight to the caller.
+# The calls of an endpoint. A receive call first goes the short way (csrc/rpx/rpmsg.h), for messages that are next in
+# the ring and for its endpoint. Otherwise it asks await_message() where the next one is: in the endpoint's queue
+# (QUEUED), or in *msg, off the ring and for this endpoint (MINE), from where it is copied straight to the caller.
 
 cdef inline int next_message(Bus bus, Endpoint ept, rpx_msg *msg) except -1:
     """What comes after a message that was taken: QUEUED, MINE, or something else where there is nothing now."""
@@ -9,18 +10,89 @@ cdef inline int next_message(Bus bus, Endpoint ept, rpx_msg *msg) except -1:
     return QUEUED if ept.count else how
 
 
-cdef inline int after_run(Bus bus, Endpoint ept, int rc, rpx_msg *msg) except -1:
-    """What ended a run of messages that were all for `ept`: `rc` and `msg` are what rpx_rx_next() gave last."""
-    cdef int how
-    if rc == RPX_RX_MESSAGE and msg.dst == ept.src:
-        return MINE
-    how = bus_step_other(bus, rc, msg)
-    return next_message(bus, ept, msg) if how == OTHER else how
-
-
-cdef inline bint can_run(Bus bus, Endpoint ept):
+cdef inline bint short_way(Bus bus, Endpoint ept):
     """Whether messages can go straight from the ring to the caller, with nothing to look at but the ring."""
-    return bus.up and bus.stall_endpoint is None and ept.count == 0 and ept.peer != RPX_ADDR_ANY and bus.lost == NULL
+    return bus.up and not ept.closed and ept.callback is None and ept.lost == 0 and ept.count == 0 and \
+        ept.peer != RPX_ADDR_ANY and bus.stall_endpoint is None
+
+
+cdef inline object receive_short(Bus bus, Endpoint ept):
+    """The message that is next in the ring, the short way, as bytes; None where that is none for `ept`."""
+    cdef rpx_msg msg
+    cdef object data
+    if not (short_way(bus, ept) and rpx_rx_peek(&bus.rx, &msg) and msg.dst == ept.src):
+        return None
+    data = PyBytes_FromStringAndSize(NULL, msg.len)
+    rpx_copy_from(PyBytes_AS_STRING(data), msg.data, msg.len, <rpx_kind>bus.rx.kind)
+    bus_check_lost(bus)
+    rpx_rx_turn(&bus.rx, &msg)
+    ept.n_received += 1
+    return data
+
+
+cdef list receive_list(Bus bus, Endpoint ept, Py_ssize_t max):
+    """The messages that are next in the ring and all for `ept`, the short way: up to `max`, maybe none."""
+    cdef rpx_rx_run run
+    cdef rpx_msg msg
+    cdef PyObject *data
+    cdef Py_ssize_t room = min(max, rpx_rx_look(&bus.rx)) if bus.up else 0
+    if room <= 0:
+        return []
+    cdef list messages = PyList_New(room)  # the garbage collector may run Python code: before everything else
+    if not short_way(bus, ept):
+        return []
+    rpx_rx_run_begin(&run, &bus.rx, <uint32_t>room)
+    while rpx_rx_run_peek(&run, &msg) and msg.dst == ept.src:
+        data = PyBytes_FromStringAndSize_raw(NULL, msg.len)
+        if data == NULL:
+            PyErr_Clear()  # the long way raises it again
+            break
+        rpx_copy_from(PyBytes_AS_STRING(<object>data), msg.data, msg.len, <rpx_kind>bus.rx.kind)
+        PyList_SET_ITEM(messages, run.n, data)
+        rpx_rx_run_turn(&run, &msg)
+    rpx_rx_run_end(&run, &bus.rx)
+    if <Py_ssize_t>run.n < room:
+        PyList_SetSlice(messages, run.n, room, NULL)
+    bus_check_lost(bus)
+    ept.n_received += run.n
+    return messages
+
+
+cdef Py_ssize_t receive_rows(Bus bus, Endpoint ept, Rows rows, Py_ssize_t first) except -1:
+    """The same into rows, from `first` on: the number of rows that are filled now."""
+    cdef rpx_rx_run run
+    cdef rpx_msg msg
+    cdef uint8_t *row = rows.data + first * rows.width
+    cdef Py_ssize_t width = rows.width
+    cdef rpx_kind kind = <rpx_kind>bus.rx.kind
+    if not short_way(bus, ept):
+        return first
+    rpx_rx_run_begin(&run, &bus.rx, <uint32_t>min(rows.count - first, <Py_ssize_t>RPX_QUEUE_MAX))
+    while rpx_rx_run_peek(&run, &msg) and msg.dst == ept.src and msg.len <= width:
+        rpx_copy_from(row, msg.data, msg.len, kind)
+        rows.finish(first + run.n, msg.len)
+        rpx_rx_run_turn(&run, &msg)
+        row += width
+    rpx_rx_run_end(&run, &bus.rx)
+    bus_check_lost(bus)
+    ept.n_received += run.n
+    return first + run.n
+
+
+cdef Py_ssize_t transmit_list(Bus bus, Endpoint ept, uint32_t dst, list messages) noexcept:
+    """Stage messages, which are all bytes, the short way: how many."""
+    cdef rpx_tx_run run
+    cdef PyObject *item
+    if not bus_can_transmit(bus):
+        return 0
+    rpx_tx_run_begin(&run, &bus.tx, <uint32_t>min(PyList_GET_SIZE(messages), <Py_ssize_t>RPX_QUEUE_MAX))
+    while run.n < run.max:
+        item = PyList_GET_ITEM(messages, run.n)
+        if not rpx_tx_run_turn(&run, ept.src, dst, PyBytes_AS_STRING(<object>item),
+                               <size_t>PyBytes_GET_SIZE(<object>item)):
+            break
+    rpx_tx_run_end(&run, &bus.tx)
+    return run.n
 
 
 @cython.final
@@ -236,8 +308,14 @@ cdef class Endpoint:
         """
         cdef rpx_msg msg
         cdef uint32_t src
-        cdef object data = self.receive(self.await_message(&msg, timeout), &msg, &src)
-        bus_flush_rx(self.bus)
+        cdef Bus bus = self.bus
+        cdef object data
+        if timeout is not None:
+            seconds(timeout)
+        data = receive_short(bus, self)
+        if data is None:
+            data = self.receive(self.await_message(&msg, timeout), &msg, &src)
+        bus_flush_rx(bus)
         return data
 
     def recv_from(self, *, timeout=None):
@@ -263,41 +341,22 @@ cdef class Endpoint:
         """Up to `max` (at least 1) messages; waits for the first only. Raises as recv()."""
         cdef rpx_msg msg
         cdef uint32_t src
-        cdef int how, rc
-        cdef rpx_kind kind
-        cdef object data
-        cdef list messages = []
+        cdef int how
         cdef Bus bus = self.bus
-        cdef Py_ssize_t n = 0
         if max < 1:
             raise ValueError(f"max must be at least 1, not {max}")
-        how = self.await_message(&msg, timeout)
-        kind = <rpx_kind>bus.rx.kind
+        if timeout is not None:
+            seconds(timeout)
+        cdef list messages = receive_list(bus, self, max)
         try:
-            while how == MINE or how == QUEUED:
-                PyList_Append(messages, self.receive(how, &msg, &src))
-                n += 1
-                if n >= max:
+            while len(messages) < max:
+                how = next_message(bus, self, &msg) if messages else self.await_message(&msg, timeout)
+                if how != MINE and how != QUEUED:
                     break
-                if not can_run(bus, self):
-                    how = next_message(bus, self, &msg)
-                    continue
-                while True:  # the short way for a run of messages that are all ours
-                    rc = rpx_rx_next(&bus.rx, &msg)
-                    if rc != RPX_RX_MESSAGE or msg.dst != self.src:
-                        how = after_run(bus, self, rc, &msg)
-                        break
-                    data = PyBytes_FromStringAndSize(NULL, msg.len)
-                    rpx_copy_from(PyBytes_AS_STRING(data), msg.data, msg.len, kind)
-                    self.n_received += 1
-                    bus_done(bus, &msg)
-                    PyList_Append(messages, data)
-                    n += 1
-                    if n >= max:
-                        how = EMPTY
-                        break
+                PyList_Append(messages, self.receive(how, &msg, &src))
+                messages += receive_list(bus, self, max - len(messages))
         except (PeerError, ChannelRemoved):
-            if n == 0:
+            if not messages:
                 raise
             return messages  # what came before; the next call raises
         bus_flush_rx(bus)
@@ -312,64 +371,32 @@ cdef class Endpoint:
         """
         cdef rpx_msg msg
         cdef uint32_t src
-        cdef int how, rc
-        cdef rpx_kind kind
+        cdef int how
         cdef Rows table = Rows(rows, lengths)
         cdef Bus bus = self.bus
-        cdef Py_ssize_t n = 0, count = table.count, width = table.width
-        cdef bint has_lengths = table.has_lengths
-        cdef uint8_t *row = table.data
+        cdef Py_ssize_t n
         cdef object data
-        how = self.await_message(&msg, timeout)
-        kind = <rpx_kind>bus.rx.kind
+        if timeout is not None:
+            seconds(timeout)
+        n = receive_rows(bus, self, table, 0)
         try:
-            while how == MINE or how == QUEUED:
-                if how == MINE and msg.len <= width:
-                    rpx_copy_from(row, msg.data, msg.len, <rpx_kind>bus.rx.kind)
-                    bus_check_lost(bus)
-                    self.n_received += 1
-                    bus_done(bus, &msg)
-                else:
-                    if how == MINE:  # too long: it goes to the (empty) queue and stays there
-                        self.keep(&msg)
-                    data = <object>self.queue[self.head].data
-                    if PyBytes_GET_SIZE(data) > width:
-                        bus_flush_rx(bus)
-                        if n > 0:
-                            return n
-                        raise MessageSize(f"a message of {PyBytes_GET_SIZE(data)} bytes does not fit a row of {width}; "
-                                          "it stays queued")
-                    data = self.take(&src)
-                    msg.len = <uint16_t>PyBytes_GET_SIZE(data)
-                    memcpy(row, PyBytes_AS_STRING(data), msg.len)
-                if msg.len < width:
-                    memset(row + msg.len, 0, <size_t>(width - msg.len))
-                if has_lengths:
-                    table.set_length(n, msg.len)
-                n += 1
-                row += width
-                if n >= count:
+            while n < table.count:
+                how = next_message(bus, self, &msg) if n > 0 else self.await_message(&msg, timeout)
+                if how == MINE:  # to the queue, which is empty, and where it stays if it is too long
+                    self.keep(&msg)
+                elif how != QUEUED:
                     break
-                if not can_run(bus, self):
-                    how = next_message(bus, self, &msg)
-                    continue
-                while True:  # the short way for a run of messages that are all ours and fit
-                    rc = rpx_rx_next(&bus.rx, &msg)
-                    if rc != RPX_RX_MESSAGE or msg.dst != self.src or msg.len > width:
-                        how = after_run(bus, self, rc, &msg)
-                        break
-                    rpx_copy_from(row, msg.data, msg.len, kind)
-                    self.n_received += 1
-                    bus_done(bus, &msg)
-                    if msg.len < width:
-                        memset(row + msg.len, 0, <size_t>(width - msg.len))
-                    if has_lengths:
-                        table.set_length(n, msg.len)
-                    n += 1
-                    row += width
-                    if n >= count:
-                        how = EMPTY
-                        break
+                data = <object>self.queue[self.head].data
+                if PyBytes_GET_SIZE(data) > table.width:
+                    bus_flush_rx(bus)
+                    if n > 0:
+                        return n
+                    raise MessageSize(f"a message of {PyBytes_GET_SIZE(data)} bytes does not fit a row of "
+                                      f"{table.width}; it stays queued")
+                data = self.take(&src)
+                memcpy(table.data + n * table.width, PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data))
+                table.finish(n, <uint16_t>PyBytes_GET_SIZE(data))
+                n = receive_rows(bus, self, table, n + 1)
         except (PeerError, ChannelRemoved):
             if n == 0:
                 raise
@@ -452,14 +479,13 @@ cdef class Endpoint:
         ChannelRemoved, PeerError, Closed.
         """
         cdef Bus bus = self.bus
-        if timeout is None and not self.closed and self.peer != RPX_ADDR_ANY and PyBytes_CheckExact(data) and \
-                bus.state == OPEN and bus_transmit(bus, self.src, self.peer, <const uint8_t *>PyBytes_AS_STRING(data),
-                                                   PyBytes_GET_SIZE(data)):
+        if timeout is not None:
+            seconds(timeout)
+        if not self.closed and self.peer != RPX_ADDR_ANY and PyBytes_CheckExact(data) and bus_can_transmit(bus) and \
+                rpx_tx_turn(&bus.tx, self.src, self.peer, PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data)):
             bus_flush_tx(bus)
             self.n_sent += 1
             return
-        if timeout is not None:
-            seconds(timeout)
         if self.closed:
             raise Closed("the endpoint is closed")
         self.send_object(data, self.peer if self.peer != RPX_ADDR_ANY else self.destination(), timeout)
@@ -512,9 +538,8 @@ cdef class Endpoint:
         """
         cdef Bus bus = self.bus
         cdef Batch batch = None
-        cdef Py_ssize_t sent = 0, staged = 0, base = 0, count
+        cdef Py_ssize_t sent = 0, staged = 0, base = 0
         cdef uint32_t dst
-        cdef PyObject *item
         cdef Waiter w = None
         cdef double limit = seconds(timeout)
         if self.closed:
@@ -525,14 +550,7 @@ cdef class Endpoint:
             if not is_list_of_bytes(messages):
                 batch = Batch(messages)
             else:  # as far as it goes without waiting, no copy of the list is needed
-                # (No Python code runs in this loop: a list that was all bytes stays so.)
-                count = PyList_GET_SIZE(messages) if bus_can_transmit(bus) else 0
-                while staged < count:
-                    item = PyList_GET_ITEM(messages, staged)
-                    if rpx_tx_send(&bus.tx, self.src, dst, PyBytes_AS_STRING(<object>item),
-                                   <size_t>PyBytes_GET_SIZE(<object>item)) != RPX_TX_BUFFER:
-                        break  # what went wrong shows again below
-                    staged += 1
+                staged = transmit_list(bus, self, dst, messages)
                 if staged == PyList_GET_SIZE(messages):
                     bus_flush_tx(bus)
                     self.n_sent += staged
@@ -674,12 +692,17 @@ cdef class Rows:
         if self.has_lengths:
             PyBuffer_Release(&self.lengths)
 
-    cdef inline void set_length(self, Py_ssize_t row, uint16_t length) noexcept:
+    cdef inline void finish(self, Py_ssize_t i, uint16_t length) noexcept:
+        """Row `i` holds a message of `length` bytes: pad it, and write the length down."""
         cdef uint8_t *p
         cdef uint16_t as16 = length
         cdef uint32_t as32 = length
         cdef uint64_t as64 = length
-        p = <uint8_t *>self.lengths.buf + row * self.lengths.itemsize
+        if length < self.width:
+            memset(self.data + i * self.width + length, 0, <size_t>(self.width - length))
+        if not self.has_lengths:
+            return
+        p = <uint8_t *>self.lengths.buf + i * self.lengths.itemsize
         if self.lengths.itemsize == 2:
             memcpy(p, &as16, 2)
         elif self.lengths.itemsize == 4:

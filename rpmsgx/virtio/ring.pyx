@@ -26,8 +26,8 @@ from rpmsgx.rpx cimport (
     RPX_BIG_ENDIAN, RPX_E_DESC_READONLY, RPX_E_FULL, RPX_KIND_CACHED, RPX_KIND_DEVICE,
     RPX_KIND_UNCACHED, RPX_PERM_READ, RPX_PERM_WRITE, RPX_QUEUE_MAX, rpx_chain, rpx_chain_begin, rpx_chain_next,
     rpx_copy_from, rpx_copy_to, rpx_desc, rpx_dev_init, rpx_dev_mute, rpx_dev_pop, rpx_dev_publish, rpx_dev_push,
-    rpx_dev_unmute, rpx_drv_add, rpx_drv_add_indirect, rpx_drv_get, rpx_drv_init, rpx_drv_mute, rpx_drv_publish,
-    rpx_drv_slot, rpx_drv_unmute, rpx_error_rule, rpx_error_text, rpx_kind, rpx_kind_order, rpx_region,
+    rpx_dev_unmute, rpx_drv_add, rpx_drv_add_indirect, rpx_drv_get, rpx_drv_in_flight, rpx_drv_init, rpx_drv_mute,
+    rpx_drv_publish, rpx_drv_slot, rpx_drv_unmute, rpx_error_rule, rpx_error_text, rpx_kind, rpx_kind_order, rpx_region,
     rpx_ring_init, rpx_ring_used_offset, rpx_ring_zero, rpx_seg, rpx_sg, rpx_used,
 )
 
@@ -421,7 +421,7 @@ cdef class DriverQueue(Ring):
     @property
     def in_flight(self):
         """Chains that were added and not given back by get(), staged ones included."""
-        return self.queue.in_flight
+        return rpx_drv_in_flight(&self.queue)
 
     @property
     def broken(self):

@@ -371,7 +371,7 @@ static void round_trip(uint32_t num, bool swap, bool event_idx, uint16_t start, 
 		CHECK(rpx_drv_get(&drv, &used) == 1 && used.cookie == i && used.len == (i & 7));
 		CHECK(rpx_drv_get(&drv, &used) == 0);
 	}
-	CHECK(drv.num_free == num && drv.in_flight == 0 && dev.held == 0);
+	CHECK(drv.num_free == num && rpx_drv_in_flight(&drv) == 0 && dev.held == 0);
 }
 
 static void indices_wrap(void)
@@ -443,7 +443,7 @@ static void free_list(void)
 		rpx_dev_publish(&dev);
 		while (rpx_drv_get(&drv, &used) == 1)
 			cookies |= 1u << used.cookie;
-		CHECK(cookies == 0xf && drv.num_free == 8 && drv.in_flight == 0 && drv.broken == 0);
+		CHECK(cookies == 0xf && drv.num_free == 8 && rpx_drv_in_flight(&drv) == 0 && drv.broken == 0);
 		bool is_free[8] = { false };
 		uint16_t at = drv.free_head;
 		for (uint32_t i = 0; i < 8; i++, at = slots[at].next) {
@@ -525,7 +525,7 @@ static void driver_refuses_bad_chains(void)
 	sg[1].len = 4;
 	drv.ring.indirect = false;
 	CHECK(rpx_drv_add_indirect(&drv, table, ADDR, sg, 1, 1, 0) == RPX_E_INVAL);
-	CHECK(drv.broken == 0 && drv.num_free == 4 && drv.in_flight == 0 && drv.avail_idx == 0);
+	CHECK(drv.broken == 0 && drv.num_free == 4 && rpx_drv_in_flight(&drv) == 0 && drv.avail_idx == 0);
 	raised[RPX_ORD_INVAL] = raised[RPX_ORD_FULL] = true;
 }
 
@@ -1035,7 +1035,6 @@ static void rpmsg_mutes(void)
 	}
 }
 
-/* Driver's rx: what used.len and hdr.len may say. A dropped message's buffer is on its way back. */
 /* A driver that keeps its descriptors: nothing that flies is posted again, nothing out of the table. */
 static void kept_descriptors(void)
 {
@@ -1045,7 +1044,7 @@ static void kept_descriptors(void)
 	CHECK(rpx_drv_bind(&drv, 4, ADDR, true) == RPX_E_INVAL && rpx_drv_bind(&drv, 0x10002, ADDR, true) == RPX_E_INVAL);
 	CHECK(rpx_drv_bind(&drv, 2, ADDR, true) == 0);
 	CHECK(rpx_drv_post(&drv, 4, 4) == RPX_E_INVAL && rpx_drv_post(&drv, 0xffff, 4) == RPX_E_INVAL);
-	CHECK(rpx_drv_post(&drv, 2, 0) == RPX_E_INVAL && drv.in_flight == 0);
+	CHECK(rpx_drv_post(&drv, 2, 0) == RPX_E_INVAL && rpx_drv_in_flight(&drv) == 0);
 	CHECK(rpx_drv_post(&drv, 2, 4) == 0 && rpx_drv_post(&drv, 2, 4) == RPX_E_INVAL);
 	CHECK(rpx_drv_publish(&drv) && rpx_drv_used(&drv, &id, &len) == 0 && id == 9 && len == 9);
 	CHECK(rpx_get64(&rpx_ring_desc(&ring, 2)->addr, ring.swap) == ADDR);
@@ -1058,8 +1057,17 @@ static void kept_descriptors(void)
 	CHECK(rpx_drv_bind(&drv, 2, ADDR, true) == 0 && rpx_drv_post(&drv, 2, 4) == 0 && rpx_drv_publish(&drv));
 	set_used(0, 2, 3);
 	set_used_idx(1);
-	CHECK(rpx_drv_used(&drv, &id, &len) == 1 && id == 2 && len == 3 && drv.in_flight == 0);
+	CHECK(rpx_drv_used(&drv, &id, &len) == 1 && id == 2 && len == 3 && rpx_drv_in_flight(&drv) == 0);
 	CHECK(rpx_drv_post(&drv, 2, 7) == 0 && drv.broken == 0);
+	for (uint32_t n = 1; n < 4; n++) { /* longer, as long, and shorter than before: the descriptor says so */
+		static const uint32_t lens[] = { 7, 7, 3, 9 };
+		CHECK(rpx_get32(&rpx_ring_desc(&ring, 2)->len, ring.swap) == lens[n - 1]);
+		rpx_drv_publish(&drv);
+		set_used((uint16_t)n, 2, 0);
+		set_used_idx((uint16_t)(n + 1));
+		CHECK(rpx_drv_used(&drv, &id, &len) == 1 && rpx_drv_post(&drv, 2, lens[n]) == 0);
+	}
+	CHECK(rpx_get32(&rpx_ring_desc(&ring, 2)->len, ring.swap) == 9);
 }
 
 /* Copies of every length, from and to every alignment, touch what they should and nothing else. */
@@ -1079,6 +1087,7 @@ static void copies_of_every_length(void)
 	}
 }
 
+/* Driver's rx: what used.len and hdr.len may say. A dropped message's buffer is on its way back. */
 static void driver_drops_short_and_long(void)
 {
 	static const struct { uint32_t used; uint16_t hdr; int want; } cases[] = {
@@ -1092,7 +1101,7 @@ static void driver_drops_short_and_long(void)
 		set_used(0, 0, cases[i].used);
 		set_used_idx(1);
 		CHECK(rpx_rx_next(&rx, &msg) == cases[i].want);
-		CHECK(drv.in_flight == (cases[i].want == RPX_RX_MESSAGE ? 3 : 4) && drv.broken == 0);
+		CHECK(rpx_drv_in_flight(&drv) == (cases[i].want == RPX_RX_MESSAGE ? 3 : 4) && drv.broken == 0);
 		if (cases[i].want == RPX_RX_MESSAGE)
 			CHECK(msg.len == cases[i].hdr);
 	}
@@ -1265,6 +1274,317 @@ static void cap_fits_the_header(void)
 	CHECK(rc == RPX_TX_BUFFER && buf.cap == 0xffff);
 }
 
+/* ---------------------------------------------------------------------------------------------- the short way ---- */
+
+enum way { LONG, SHORT, RUN, WAYS };
+
+/* Message i: its bytes and its length. */
+static uint32_t message(uint32_t i, uint8_t *bytes)
+{
+	memset(bytes, (int)i, BUF);
+	return i % (BUF - RPX_HDR + 1);
+}
+
+/* Send up to `n` messages, `first` and on, that way: how many. */
+static uint32_t send_some(enum way way, uint32_t first, uint32_t n)
+{
+	uint32_t i = first;
+	struct rpx_tx_run run;
+	rpx_tx_run_begin(&run, &tx, n);
+	for (; i < first + n; i++) {
+		uint8_t bytes[BUF];
+		uint32_t len = message(i, bytes);
+		struct rpx_txbuf buf;
+		if (way == RUN) {
+			if (!rpx_tx_run_turn(&run, 1024 + i, i, bytes, len))
+				break;
+		} else if (way == SHORT) {
+			if (!rpx_tx_turn(&tx, 1024 + i, i, bytes, len))
+				break;
+		} else if (rpx_tx_get(&tx, &buf) == RPX_TX_BUFFER) {
+			rpx_copy_to(buf.data, bytes, len, (enum rpx_kind)tx.kind);
+			if (rpx_tx_put(&tx, &buf, 1024 + i, i, len) != 0)
+				abort();
+		} else {
+			break;
+		}
+	}
+	if (way == RUN)
+		rpx_tx_run_end(&run, &tx);
+	return i - first;
+}
+
+static bool is_message(const struct rpx_msg *msg, uint32_t i)
+{
+	uint8_t want[BUF], got[BUF];
+	uint32_t len = message(i, want);
+	if (msg->len != len || msg->src != 1024 + i || msg->dst != i || msg->copied)
+		return false;
+	rpx_copy_from(got, msg->data, len, (enum rpx_kind)rx.kind);
+	return memcmp(got, want, len) == 0;
+}
+
+/* Receive up to `n` messages, `first` and on, that way: how many were there and as they should be. */
+static uint32_t receive_some(enum way way, uint32_t first, uint32_t n)
+{
+	uint32_t i = first;
+	struct rpx_msg msg;
+	if (way == RUN) {
+		struct rpx_rx_run run;
+		rpx_rx_run_begin(&run, &rx, n);
+		for (; rpx_rx_run_peek(&run, &msg) && is_message(&msg, i); i++)
+			rpx_rx_run_turn(&run, &msg);
+		rpx_rx_run_end(&run, &rx);
+		return run.n;
+	}
+	for (; i < first + n; i++) {
+		if (way == SHORT) {
+			if (!rpx_rx_peek(&rx, &msg) || !is_message(&msg, i))
+				break;
+			rpx_rx_turn(&rx, &msg);
+		} else if (rpx_rx_next(&rx, &msg) != RPX_RX_MESSAGE || !is_message(&msg, i) || rpx_rx_done(&rx, msg.token) != 0) {
+			break;
+		}
+	}
+	return i - first;
+}
+
+/* Each way out meets each way in, on the same ring, and what one way begins another goes on with. */
+static void ways_mix(bool to_device, bool swap, uint8_t kind, bool whole)
+{
+	make_link(to_device, swap, kind);
+	rx.whole = whole;
+	uint32_t i = to_device ? send_some(LONG, 0, 4) : 0; /* a driver's short way is for buffers that came back */
+	rpx_tx_publish(&tx);
+	CHECK(receive_some(LONG, 0, i) == i);
+	rpx_rx_publish(&rx);
+	for (uint32_t round = 0; round < 8 * WAYS * WAYS; round++) {
+		enum way out = (enum way)(round % WAYS), in = (enum way)(round / WAYS % WAYS);
+		uint32_t n = 1 + round % 4;
+		uint16_t used = rpx_get16(rpx_ring_w16(ring.used, RPX_RING_IDX), swap);
+		CHECK(send_some(out, i, n) == n && send_some(out, i + n, 4) == 4 - n); /* until there is no buffer */
+		CHECK(receive_some(in, i, 4) == 0); /* staged is not published */
+		rpx_tx_publish(&tx);
+		CHECK(receive_some(in, i, n) == n && receive_some((enum way)((in + 1) % WAYS), i + n, 4) == 4 - n);
+		CHECK(receive_some(in, i + 4, 1) == 0 && rpx_rx_publish(&rx));
+		for (uint32_t k = 0; k < 4; k++) { /* what a device returns as used.len */
+			uint8_t bytes[BUF];
+			uint32_t size = RPX_HDR + message(i + k, bytes), want = to_device && !whole ? 0 : size;
+			CHECK(rpx_get32(&rpx_ring_used_entry(&ring, (uint16_t)(used + k))->len, swap) == want);
+		}
+		i += 4;
+	}
+	CHECK(rpx_rx_broken(&rx) == 0 && rpx_tx_broken(&tx) == 0 && dev.held == 0);
+	CHECK(rpx_drv_in_flight(&drv) == 4);
+}
+
+static void short_way_and_long_way_mix(void)
+{
+	for (int f = 0; f < 24; f++)
+		ways_mix((f & 1) != 0, (f & 2) != 0, (uint8_t)(f >> 3), (f & 4) != 0);
+}
+
+/* Everything that an end could change. */
+static struct state {
+	struct rpx_drv drv;
+	struct rpx_dev dev;
+	struct rpx_drv_slot slots[4];
+	uint32_t seen[4];
+	uint8_t desc[64], avail[14], used[38], bufs[NUM_MAX * BUF];
+} before, after;
+
+static void look_around(struct state *s)
+{
+	memcpy(&s->drv, &drv, sizeof drv);
+	memcpy(&s->dev, &dev, sizeof dev);
+	memcpy(s->slots, slots, sizeof s->slots);
+	memcpy(s->seen, seen, sizeof s->seen);
+	memcpy(s->desc, ring.desc, sizeof s->desc);
+	memcpy(s->avail, ring.avail, sizeof s->avail);
+	memcpy(s->used, ring.used, sizeof s->used);
+	memcpy(s->bufs, bufs, sizeof s->bufs);
+}
+
+/* The short way in shows nothing, and leaves everything as it is. */
+static bool shows_nothing(void)
+{
+	struct rpx_msg msg;
+	struct rpx_rx_run run;
+	rpx_rx_look(&rx);
+	look_around(&before);
+	bool shown = rpx_rx_peek(&rx, &msg);
+	rpx_rx_run_begin(&run, &rx, 4);
+	shown = rpx_rx_run_peek(&run, &msg) || shown;
+	rpx_rx_run_end(&run, &rx);
+	look_around(&after);
+	return !shown && run.n == 0 && memcmp(&before, &after, sizeof before) == 0;
+}
+
+/* And so does the way out, for a message of `size` bytes. */
+static bool sends_nothing(size_t size)
+{
+	static const uint8_t bytes[0x10001];
+	struct rpx_tx_run run;
+	rpx_tx_look(&tx);
+	look_around(&before);
+	bool sent = rpx_tx_turn(&tx, 1, 2, bytes, size);
+	rpx_tx_run_begin(&run, &tx, 4);
+	sent = rpx_tx_run_turn(&run, 1, 2, bytes, size) || sent;
+	rpx_tx_run_end(&run, &tx);
+	look_around(&after);
+	return !sent && run.n == 0 && memcmp(&before, &after, sizeof before) == 0;
+}
+
+/* A run takes the first of what is there, and no more. */
+static bool run_of_one(void)
+{
+	struct rpx_msg msg;
+	struct rpx_rx_run run;
+	rpx_rx_run_begin(&run, &rx, 4);
+	while (rpx_rx_run_peek(&run, &msg))
+		rpx_rx_run_turn(&run, &msg);
+	rpx_rx_run_end(&run, &rx);
+	return run.max == 2 && run.n == 1 && rpx_rx_broken(&rx) == 0;
+}
+
+static void device_short_way_in(void)
+{
+	static const struct { uint16_t head; uint64_t addr; uint32_t len, flags; uint16_t hdr; int want; } cases[] = {
+		{ 4, ADDR, 64, 0, 0, RPX_E_AVAIL_HEAD },
+		{ 0xffff, ADDR, 64, 0, 0, RPX_E_AVAIL_HEAD },
+		{ 1, ADDR, 0, 0, 0, RPX_E_DESC_LEN },
+		{ 1, ADDR, 15, 0, 0, RPX_RX_SHORT },
+		{ 1, ADDR, 64, 0, 49, RPX_RX_LONG },
+		{ 1, ADDR + 2, 32, 0, 0, RPX_E_DESC_ADDR },
+		{ 1, ADDR - 4, 32, 0, 0, RPX_E_DESC_ADDR },
+		{ 1, ADDR, NUM_MAX * BUF + 1, 0, 0, RPX_E_DESC_ADDR },
+		{ 1, ADDR, 32, RPX_DESC_F_NEXT, 0, RPX_E_DESC_LEN }, /* a chain, whose second element is empty */
+		{ 1, ADDR + BUF, 32, RPX_DESC_F_INDIRECT, 0, RPX_E_DESC_LEN },
+		{ 1, ADDR, 64, RPX_DESC_F_WRITE, 0, RPX_RX_MESSAGE }, /* odd, but harmless */
+	};
+	struct rpx_msg msg;
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		make_link(true, false, RPX_KIND_CACHED);
+		rpx_put16(&((struct rpx_rpmsg_hdr *)(void *)bufs)->len, cases[i].hdr, false);
+		set_desc(1, cases[i].addr, cases[i].len, cases[i].flags, 2);
+		set_avail(0, cases[i].head);
+		set_avail_idx(1);
+		CHECK(shows_nothing() && dev.broken == 0);
+		CHECK(rpx_rx_next(&rx, &msg) == cases[i].want);
+		CHECK(cases[i].want > 0 || (rpx_rx_look(&rx) == cases[i].want && shows_nothing()));
+	}
+	make_link(true, false, RPX_KIND_CACHED); /* what it shows stays until it is taken */
+	set_desc(1, ADDR, 64, 0, 0);
+	set_avail(0, 1);
+	set_avail(1, 1);
+	set_avail_idx(1);
+	CHECK(rpx_rx_peek(&rx, &msg) && rpx_rx_peek(&rx, &msg) && msg.room == 64 && dev.held == 0);
+	CHECK(rpx_rx_next(&rx, &msg) == RPX_RX_MESSAGE && dev.held == 1);
+	set_avail_idx(2); /* while it is held */
+	CHECK(shows_nothing());
+	BREAKS_DEV(rpx_rx_next(&rx, &msg), AVAIL_TWICE);
+	make_link(true, false, RPX_KIND_CACHED); /* named twice under one value of avail.idx: a run stops at the second */
+	set_desc(1, ADDR, 64, 0, 0);
+	set_avail(0, 1);
+	set_avail(1, 1);
+	set_avail_idx(2);
+	CHECK(run_of_one() && shows_nothing());
+	BREAKS_DEV(rpx_rx_next(&rx, &msg), AVAIL_TWICE);
+	make_link(true, false, RPX_KIND_CACHED);
+	set_avail_idx(5);
+	CHECK(rpx_rx_look(&rx) == RPX_E_AVAIL_IDX && shows_nothing());
+}
+
+static void driver_short_way_in(void)
+{
+	static const struct { uint32_t id, len; uint16_t hdr; int want; } cases[] = {
+		{ 4, 16, 0, RPX_E_USED_ID }, { 0x10001, 16, 0, RPX_E_USED_ID }, { 1, BUF + 1, 0, RPX_E_USED_LEN },
+		{ 1, UINT32_MAX, 0, RPX_E_USED_LEN }, { 1, 15, 0, RPX_RX_SHORT }, { 1, 20, 5, RPX_RX_LONG },
+	};
+	struct rpx_msg msg;
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		make_link(false, false, RPX_KIND_CACHED);
+		rpx_put16(&((struct rpx_rpmsg_hdr *)(void *)(bufs + BUF))->len, cases[i].hdr, false);
+		set_used(0, cases[i].id, cases[i].len);
+		set_used_idx(1);
+		CHECK(shows_nothing() && drv.broken == 0);
+		CHECK(rpx_rx_next(&rx, &msg) == cases[i].want);
+		CHECK(cases[i].want > 0 || (rpx_rx_look(&rx) == cases[i].want && shows_nothing()));
+	}
+	make_link(false, false, RPX_KIND_CACHED); /* the same one twice */
+	set_used(0, 1, 16);
+	set_used(1, 1, 16);
+	set_used_idx(2);
+	CHECK(run_of_one() && shows_nothing());
+	BREAKS_DRV(rpx_rx_next(&rx, &msg), USED_IDLE);
+	make_link(false, false, RPX_KIND_CACHED);
+	set_used_idx(5);
+	CHECK(rpx_rx_look(&rx) == RPX_E_USED_IDX && shows_nothing());
+}
+
+static void device_short_way_out(void)
+{
+	static const struct { uint64_t addr; uint32_t len, flags; int want; } cases[] = {
+		{ ADDR, 64, 0, RPX_E_DESC_READONLY },
+		{ ADDR, 15, RPX_DESC_F_WRITE, RPX_TX_NONE },
+		{ ADDR, 0, RPX_DESC_F_WRITE, RPX_E_DESC_LEN },
+		{ ADDR, 63, RPX_DESC_F_WRITE, RPX_TX_BUFFER }, /* one byte short of the 48 to be sent */
+		{ ADDR + 2, 66, RPX_DESC_F_WRITE, RPX_E_DESC_ADDR },
+		{ ADDR_RO, 64, RPX_DESC_F_WRITE, RPX_E_DESC_ADDR },
+		{ ADDR, 64, RPX_DESC_F_WRITE | RPX_DESC_F_NEXT, RPX_TX_BUFFER }, /* of a chain, the first element */
+		{ ADDR, 64, RPX_DESC_F_WRITE | RPX_DESC_F_INDIRECT, RPX_E_DESC_LEN },
+	};
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		struct rpx_txbuf buf;
+		make_link(false, false, RPX_KIND_CACHED);
+		set_desc(0, cases[i].addr, cases[i].len, cases[i].flags, 1);
+		set_avail_idx(1);
+		CHECK(sends_nothing(48) && dev.broken == 0);
+		CHECK(rpx_tx_get(&tx, &buf) == cases[i].want);
+	}
+	struct rpx_region r = { bufs, ADDR, 70000, RPX_PERM_READ | RPX_PERM_WRITE };
+	struct rpx_mem m = { &r, 1 };
+	make_link(false, false, RPX_KIND_CACHED); /* hdr.len has 16 bits */
+	tx.mem = &m;
+	set_desc(0, ADDR, 70000, RPX_DESC_F_WRITE, 0);
+	set_avail_idx(1);
+	CHECK(sends_nothing(0x10000) && tx.room == 0xffff);
+}
+
+static void driver_short_way_out(void)
+{
+	struct rpx_txbuf buf;
+	for (uint32_t id = 1; id < 5; id++) { /* one that is only staged, two that are idle, one that there is not */
+		make_link(true, false, RPX_KIND_CACHED);
+		CHECK(sends_nothing(0)); /* no buffer has come back */
+		CHECK(send_some(LONG, 0, 1) == 1 && rpx_tx_publish(&tx) && send_some(LONG, 1, 1) == 1);
+		set_used(0, id, 0);
+		set_used_idx(1);
+		CHECK(sends_nothing(0) && drv.broken == 0);
+		CHECK(rpx_tx_get(&tx, &buf) == (id < 4 ? RPX_E_USED_IDLE : RPX_E_USED_ID));
+	}
+	make_link(true, false, RPX_KIND_CACHED); /* the same one twice */
+	CHECK(send_some(LONG, 0, 2) == 2 && rpx_tx_publish(&tx));
+	set_used(0, 1, 0);
+	set_used(1, 1, 0);
+	set_used_idx(2);
+	CHECK(sends_nothing(BUF - RPX_HDR + 1) && send_some(RUN, 2, 4) == 1 && sends_nothing(0));
+	BREAKS_DRV(rpx_tx_get(&tx, &buf), USED_IDLE);
+}
+
+/* A run ends at its limit. */
+static void runs_are_bounded(void)
+{
+	for (int to_device = 0; to_device < 2; to_device++) {
+		make_link(to_device != 0, false, RPX_KIND_CACHED);
+		CHECK(send_some(LONG, 0, 4) == 4 && send_some(RUN, 4, 4) == 0);
+		rpx_tx_publish(&tx);
+		CHECK(receive_some(RUN, 0, 0) == 0 && receive_some(RUN, 0, 3) == 3 && receive_some(RUN, 3, 3) == 1);
+		rpx_rx_publish(&rx);
+		CHECK(send_some(RUN, 4, 0) == 0 && send_some(RUN, 4, 3) == 3 && send_some(RUN, 7, 3) == 1);
+	}
+}
+
 static void name_service(void)
 {
 	for (int swap = 0; swap < 2; swap++) {
@@ -1296,7 +1616,7 @@ static void every_error_was_raised(void)
 	}
 }
 
-#define RUN(test) \
+#define TEST(test) \
 	do { \
 		int before = failures; \
 		test(); \
@@ -1306,52 +1626,58 @@ static void every_error_was_raised(void)
 
 int main(void)
 {
-	RUN(need_event_is_its_definition);
-	RUN(idx_diff_wraps);
-	RUN(errors_have_rules_and_texts);
-	RUN(swap_reverses_bytes);
-	RUN(mem_at_bounds);
-	RUN(device_copies);
-	RUN(legacy_layout);
-	RUN(ring_init_refuses);
-	RUN(indices_wrap);
-	RUN(full_batches_wrap);
-	RUN(largest_queue);
-	RUN(free_list);
-	RUN(chains_are_walked);
-	RUN(device_leaves_descriptors_alone);
-	RUN(driver_refuses_bad_chains);
-	RUN(limit_near_4_gib);
-	RUN(push_refuses_what_was_not_popped);
-	RUN(driver_checks_used_idx);
-	RUN(driver_checks_used_id);
-	RUN(driver_checks_used_idle);
-	RUN(driver_checks_used_len);
-	RUN(device_checks_avail_idx);
-	RUN(device_checks_avail_head);
-	RUN(device_checks_duplicates);
-	RUN(look_counter_wraps);
-	RUN(device_checks_desc_addr);
-	RUN(device_checks_desc_len);
-	RUN(device_checks_chain_order);
-	RUN(device_checks_chain_next);
-	RUN(device_checks_chain_steps);
-	RUN(device_checks_chain_bytes);
-	RUN(device_checks_indirect);
-	RUN(notifications_by_flag);
-	RUN(notifications_by_threshold);
-	RUN(rpmsg_both_ways);
-	RUN(rpmsg_buffers_run_out);
-	RUN(rpmsg_mutes);
-	RUN(kept_descriptors);
-	RUN(copies_of_every_length);
-	RUN(driver_drops_short_and_long);
-	RUN(device_drops_short_and_long);
-	RUN(chains_are_gathered);
-	RUN(device_tx_checks_posted_buffers);
-	RUN(cap_fits_the_header);
-	RUN(name_service);
-	RUN(every_error_was_raised);
+	TEST(need_event_is_its_definition);
+	TEST(idx_diff_wraps);
+	TEST(errors_have_rules_and_texts);
+	TEST(swap_reverses_bytes);
+	TEST(mem_at_bounds);
+	TEST(device_copies);
+	TEST(legacy_layout);
+	TEST(ring_init_refuses);
+	TEST(indices_wrap);
+	TEST(full_batches_wrap);
+	TEST(largest_queue);
+	TEST(free_list);
+	TEST(chains_are_walked);
+	TEST(device_leaves_descriptors_alone);
+	TEST(driver_refuses_bad_chains);
+	TEST(limit_near_4_gib);
+	TEST(push_refuses_what_was_not_popped);
+	TEST(driver_checks_used_idx);
+	TEST(driver_checks_used_id);
+	TEST(driver_checks_used_idle);
+	TEST(driver_checks_used_len);
+	TEST(device_checks_avail_idx);
+	TEST(device_checks_avail_head);
+	TEST(device_checks_duplicates);
+	TEST(look_counter_wraps);
+	TEST(device_checks_desc_addr);
+	TEST(device_checks_desc_len);
+	TEST(device_checks_chain_order);
+	TEST(device_checks_chain_next);
+	TEST(device_checks_chain_steps);
+	TEST(device_checks_chain_bytes);
+	TEST(device_checks_indirect);
+	TEST(notifications_by_flag);
+	TEST(notifications_by_threshold);
+	TEST(rpmsg_both_ways);
+	TEST(rpmsg_buffers_run_out);
+	TEST(rpmsg_mutes);
+	TEST(kept_descriptors);
+	TEST(copies_of_every_length);
+	TEST(driver_drops_short_and_long);
+	TEST(device_drops_short_and_long);
+	TEST(chains_are_gathered);
+	TEST(device_tx_checks_posted_buffers);
+	TEST(cap_fits_the_header);
+	TEST(short_way_and_long_way_mix);
+	TEST(device_short_way_in);
+	TEST(driver_short_way_in);
+	TEST(device_short_way_out);
+	TEST(driver_short_way_out);
+	TEST(runs_are_bounded);
+	TEST(name_service);
+	TEST(every_error_was_raised);
 	unmake();
 	printf("%d of %d failed\n", failures, total);
 	return failures != 0;

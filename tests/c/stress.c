@@ -381,30 +381,38 @@ static bool link_pending(int who)
 	return rpx_rx_pending(&s->rx) || (s->sent < count && rpx_tx_pending(&s->tx));
 }
 
-static uint32_t link_send(struct side *s, struct rng *r)
+/* Stage message number s->sent, the short way or the long one. False: there is no buffer. */
+static bool link_send_one(struct side *s, struct rng *r)
 {
-	uint32_t staged = 0, batch = 1 + rng_next(r) % num;
-	while (staged < batch && s->sent < count) {
-		struct rpx_txbuf buf;
-		uint8_t bytes[BUF];
-		int rc = rpx_tx_get(&s->tx, &buf);
+	uint8_t bytes[BUF];
+	uint32_t len = 8 + rng_next(r) % (BUF - RPX_HDR - 7), sum;
+	struct rpx_txbuf buf;
+	fill(bytes + 8, len - 8, (uint32_t)s->who, rng_next(r));
+	sum = checksum(bytes + 8, len - 8);
+	memcpy(bytes, &s->sent, 4);
+	memcpy(bytes + 4, &sum, 4);
+	if (rng_next(r) % 2 == 0 && rpx_tx_turn(&s->tx, 1024 + s->sent, ~s->sent, bytes, len))
+		return true;
+	for (int rc; (rc = rpx_tx_get(&s->tx, &buf)) != RPX_TX_NONE;) {
 		if (rc < 0)
 			die(1, names[s->who], rpx_error_text(rc), s->sent, s->received);
-		if (rc == RPX_TX_NONE)
-			break;
 		if (rng_next(r) % 8 == 0) { /* changed its mind */
 			rpx_tx_unget(&s->tx, &buf);
 			continue;
 		}
-		uint32_t len = 8 + rng_next(r) % (buf.cap - 7), sum;
-		fill(bytes + 8, len - 8, (uint32_t)s->who, rng_next(r));
-		sum = checksum(bytes + 8, len - 8);
-		memcpy(bytes, &s->sent, 4);
-		memcpy(bytes + 4, &sum, 4);
 		memcpy(buf.data, bytes, len);
 		rc = rpx_tx_put(&s->tx, &buf, 1024 + s->sent, ~s->sent, len);
 		if (rc != 0)
 			die(1, names[s->who], rpx_error_text(rc), s->sent, s->received);
+		return true;
+	}
+	return false;
+}
+
+static uint32_t link_send(struct side *s, struct rng *r)
+{
+	uint32_t staged = 0, batch = 1 + rng_next(r) % num;
+	while (staged < batch && s->sent < count && link_send_one(s, r)) {
 		s->sent++;
 		staged++;
 	}
@@ -413,28 +421,50 @@ static uint32_t link_send(struct side *s, struct rng *r)
 	return staged;
 }
 
+static void link_check(struct side *s, const struct rpx_msg *msg)
+{
+	uint8_t bytes[BUF];
+	uint32_t seq, sum;
+	memcpy(bytes, msg->data, msg->len);
+	memcpy(&seq, bytes, 4);
+	memcpy(&sum, bytes + 4, 4);
+	if (msg->len < 8 || seq != s->received || msg->src != 1024 + seq || msg->dst != ~seq)
+		die(1, names[s->who], "out of sequence", seq, s->received);
+	if (checksum(bytes + 8, msg->len - 8u) != sum)
+		die(1, names[s->who], "checksum", seq, msg->len);
+	s->received++;
+}
+
+static uint32_t link_receive_run(struct side *s, uint32_t max)
+{
+	struct rpx_rx_run run;
+	struct rpx_msg msg;
+	rpx_rx_run_begin(&run, &s->rx, max);
+	while (rpx_rx_run_peek(&run, &msg)) {
+		link_check(s, &msg);
+		rpx_rx_run_turn(&run, &msg);
+	}
+	rpx_rx_run_end(&run, &s->rx);
+	return run.n;
+}
+
 static uint32_t link_receive(struct side *s, struct rng *r)
 {
 	uint32_t tokens[16], held = 0, got = 0;
 	struct rpx_msg msg;
 	int rc = 0;
 	rpx_rx_mute(&s->rx);
-	while (got < 64 && (rc = rpx_rx_next(&s->rx, &msg)) == RPX_RX_MESSAGE) {
-		uint8_t bytes[BUF];
-		uint32_t seq, sum;
-		memcpy(bytes, msg.data, msg.len);
-		memcpy(&seq, bytes, 4);
-		memcpy(&sum, bytes + 4, 4);
-		if (msg.len < 8 || seq != s->received || msg.src != 1024 + seq || msg.dst != ~seq)
-			die(1, names[s->who], "out of sequence", seq, s->received);
-		if (checksum(bytes + 8, msg.len - 8u) != sum)
-			die(1, names[s->who], "checksum", seq, msg.len);
-		s->received++;
+	while (got < 64) {
+		if (rng_next(r) % 4 == 0)
+			got += link_receive_run(s, rng_next(r) % 8);
+		if ((rc = rpx_rx_next(&s->rx, &msg)) != RPX_RX_MESSAGE)
+			break;
+		link_check(s, &msg);
 		got++;
 		tokens[held++] = msg.token;
 		while (held == 16 || (held > 0 && rng_next(r) % 4 != 0)) /* give back, or hold for a while */
 			if (rpx_rx_done(&s->rx, tokens[--held]) != 0)
-				die(1, names[s->who], "done", tokens[held], seq);
+				die(1, names[s->who], "done", tokens[held], s->received);
 		if (rng_next(r) % 4 == 0 && rpx_rx_publish(&s->rx))
 			kick(!s->who);
 	}

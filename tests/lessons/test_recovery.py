@@ -397,4 +397,3 @@ def test_lesson_17_a_crashed_remote_is_dumped_as_it_lies_there(
         assert "Warning" not in said.stderr and "Error" not in said.stderr
 
 
-__all__ = ["SAMPLE", "echo", "select"]
