@@ -1,4 +1,7 @@
-"""`rpmsgx info FILE`: what a firmware image holds and asks for, checked as before a boot."""
+"""`rpmsgx info FILE`: what a firmware image holds and asks for, checked as before a boot.
+
+Without a board that is all but the question whether there is memory for it. With one the verdict is that of a boot.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Show what a firmware image holds and asks for. Exit status 1 if it would be refused.",
     )
     parser.add_argument("file", metavar="FILE", help="ELF image, 32 or 64 bits")
+    parser.add_argument("--board", metavar="BOARD", help="a board file: check its machine and its memory as well")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -32,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from ..remoteproc.elf import Image
 
     try:
-        image = Image.open(args.file)
+        image = Image.open(args.file) if args.board is None else _on_board(args.file, args.board)
     except (Error, OSError) as exc:
         reason = f"{args.file}: {exc.strerror}" if isinstance(exc, OSError) and exc.strerror else str(exc)
         if args.json:
@@ -43,6 +47,31 @@ def run(args: argparse.Namespace) -> int:
         return 1
     print(json.dumps(_as_json(args.file, image), indent=2) if args.json else _as_text(image))
     return 0
+
+
+def _on_board(file: str, board: str) -> Image:
+    """The image, once all that a boot checks before it starts the core has been checked; nothing is written."""
+    from ..errors import FirmwareError, ResourceError
+    from ..remoteproc.board import load
+    from ..remoteproc.elf import Image
+    from ..remoteproc.resources import plan
+
+    given = load(board)
+    with given.open_platform() as platform:
+        platform.prepare()
+        try:
+            image = platform.image(file)
+            if not isinstance(image, Image):
+                raise FirmwareError(f"platform {platform.name!r} takes no ELF image")
+            table, da = given.resources.read_table(image)
+            planned = plan(given.resources, table, da, platform.space, platform.shared, image.memory)
+            image.check_granted(platform.space)
+        except ResourceError as exc:
+            raise FirmwareError(f"{image.name}: {exc}") from None
+        finally:
+            platform.unprepare()
+    image.warnings = tuple(dict.fromkeys((*image.warnings, *planned.warnings)))
+    return image
 
 
 def _as_json(file: str, image: Image) -> dict[str, Any]:

@@ -143,3 +143,30 @@ def test_names_cannot_drive_the_terminal(tmp_path: Path, capsys: pytest.CaptureF
         shown = capsys.readouterr()
         text = (shown.out + shown.err).replace("\n", "")
         assert text and text.isprintable()
+
+
+BOARD = Path(__file__).parents[2] / "examples" / "boards" / "unicorn.toml"
+
+
+def test_on_a_board_the_verdict_is_that_of_a_boot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rpmsgx import Error, Remoteproc
+    from rpmsgx import firmware as shipped
+
+    vrings = rsc.Vring(rsc.ADDR_ANY, 0x1000, 4096), rsc.Vring(rsc.ADDR_ANY, 0x1000, 4096)
+    images = {
+        "good": Path(shipped.path("sample")).read_bytes(),
+        "machine": build([Load(0x100, b"code")], header={"machine": 243}),
+        "memory": build([Load(0x7000_0000, b"code")]),
+        "rings": build([Load(0x40, b"code")], table=rsc.build([rsc.Vdev(vrings, dfeatures=1)]), table_da=0x2000_0000),
+        "trace": build([Load(0x40, b"code")], table=rsc.build([rsc.Trace(0x7000_0000, 64, "t")]), table_da=0x2000_0000),
+    }
+    for name, data in images.items():
+        file = tmp_path / f"{name}.elf"
+        file.write_bytes(data)
+        status = rpmsgx("info", str(file), "--board", str(BOARD), "--json")
+        told = json.loads(capsys.readouterr().out)
+        assert told["ok"] == (status == 0) == (name == "good"), told
+        if status:
+            with pytest.raises(Error) as caught, Remoteproc(board=BOARD, firmware=str(file)):
+                pass
+            assert str(caught.value) in told["error"] or told["error"] in str(caught.value), name
