@@ -9,14 +9,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COMMANDS = {
+    "attach": "take over a remote that runs, and show what it does until Ctrl-C",
     "board": "check board files",
     "coredump": "show a core dump",
     "demo": "boot a sample firmware and talk to it",
+    "detach": "detach from a remote, in the place of a host that died",
     "info": "show and check a firmware image",
     "listen": "print the messages that come to a service",
     "ls": "list what there is to talk to on this machine",
     "ping": "measure round trips to an echo service",
+    "recover": "bring a crashed remote back",
+    "run": "boot a remote, and show what it does until Ctrl-C",
     "send": "send one message",
+    "status": "show the state of remotes, and who has them",
+    "stop": "stop a remote",
+    "trace": "print what a remote writes to its trace",
 }
 
 INTERRUPTED, PIPE_GONE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: what a shell makes of those signals
@@ -25,8 +32,8 @@ INTERRUPTED, PIPE_GONE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: what a shell m
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `rpmsgx` with these arguments (None: the process's own); its exit status.
 
-    0 done, 1 failed, 130 interrupted, 141 nobody reads the output. Wrong usage, --help and --version end in
-    SystemExit, as argparse does.
+    0 done, 1 failed, 130 interrupted, 143 terminated, 141 nobody reads the output. Wrong usage, --help and --version
+    end in SystemExit, as argparse does.
     """
     words = sys.argv[1:] if argv is None else argv
     try:
@@ -72,8 +79,14 @@ def _failed(error: Exception) -> int:
         return PIPE_GONE
     if not isinstance(error, Error | OSError | ValueError | ImportError):
         raise error
-    reason = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        reason = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    print(f"rpmsgx: error: {printable(reason)}", file=sys.stderr)
+    print(f"rpmsgx: error: {printable(reason(error))}", file=sys.stderr)
     return 1
+
+
+def reason(error: Exception) -> str:
+    """What to tell people of `error`."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    notes = "; ".join(line for note in getattr(error, "__notes__", ()) for line in note.splitlines())
+    return f"{text} ({notes})" if notes else text

@@ -23,10 +23,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Show a core dump of a remote: why and where it crashed, its registers, its trace. A debugger "
         "opens the same file: gdb-multiarch FIRMWARE FILE.",
     )
-    parser.add_argument("file", metavar="FILE", help="ELF core file")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="ELF core file")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--json", action="store_true", help="print one JSON object, without the memory")
     what.add_argument("--extract", type=span, metavar="DA:SIZE", help="print these bytes of the remote's memory")
+    what.add_argument(
+        "--from",
+        dest="remote",
+        metavar="NAME",
+        help="move the dump that the kernel keeps of its remoteproc NAME to the FILE of -o",
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help="with --extract: write the bytes to FILE instead")
     parser.set_defaults(run=run, parser=parser)
 
@@ -46,8 +52,12 @@ def span(text: str) -> tuple[int, int]:
 def run(args: argparse.Namespace) -> int:
     from ..remoteproc.coredump import Core
 
+    if args.remote is not None:
+        return _take(args)
+    if args.file is None:
+        args.parser.error("which FILE?")
     if args.output is not None and args.extract is None:
-        args.parser.error("-o goes with --extract")
+        args.parser.error("-o goes with --extract and --from")
     core = Core.read(args.file)
     if args.extract:
         da, size = args.extract
@@ -61,6 +71,16 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(core.describe(), indent=2))
     else:
         print(_as_text(core))
+    return 0
+
+
+def _take(args: argparse.Namespace) -> int:
+    from ..remoteproc.linux import LinuxRemoteproc
+
+    if args.file is not None or args.output is None:
+        args.parser.error("--from NAME goes with -o FILE alone")
+    with LinuxRemoteproc(args.remote) as rproc:
+        rproc.coredump(args.output)
     return 0
 
 

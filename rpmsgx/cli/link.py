@@ -10,23 +10,26 @@ if TYPE_CHECKING:
 
     from ..rpmsg.bus import Bus, Endpoint
 
+KERNEL = "char:"  # the scheme of the kernel's rpmsg devices, which have no role
 ANY = 0xFFFFFFFF
 SERVICE = "rpmsg-raw"  # what Linux's rpmsg_char binds to
 
 
 def add_link(parser: argparse.ArgumentParser, role: Literal["driver", "device"]) -> None:
     """Arguments for `open_link`; `role` is the default."""
-    parser.add_argument("url", metavar="URL", help="the link, such as file:/dev/shm/link")
+    parser.add_argument(
+        "url", metavar="URL", help="the link, such as file:/dev/shm/link; char: is the kernel's rpmsg devices"
+    )
     parser.add_argument(
         "--role",
         choices=("driver", "device"),
-        default=role,
         help=f"which end to be: driver is the host, device the remote (default: {role})",
     )
+    parser.set_defaults(default_role=role)
     parser.add_argument(
         "-o",
         dest="options",
-        type=_option,
+        type=option,
         action="append",
         default=[],
         metavar="KEY=VALUE",
@@ -35,10 +38,14 @@ def add_link(parser: argparse.ArgumentParser, role: Literal["driver", "device"])
 
 
 def open_link(args: argparse.Namespace) -> Bus:
+    """The bus; of `char:`, which has the same calls, too."""
     from ..rpmsg.open import open
 
+    if args.role is None and not is_kernels(args):
+        args.role = args.default_role
     try:
-        return open(args.url, args.role, **dict(args.options))
+        bus: Bus = open(args.url, args.role, **dict(args.options))
+        return bus
     except TypeError as error:  # an option that this transport does not have, or not of this type
         if not args.options:
             raise
@@ -72,6 +79,28 @@ def find_peer(bus: Bus, args: argparse.Namespace, timeout: float | None) -> Endp
     return bus.create_endpoint(src=args.src, dst=ANY if dst is None else dst)
 
 
+def is_kernels(args: argparse.Namespace) -> bool:
+    """Is the link the kernel's?"""
+    url: str = args.url
+    return url.startswith(KERNEL)
+
+
+def receive(endpoint: Endpoint, timeout: float | None) -> tuple[bytes, int | None]:
+    """The next message and its sender; the kernel does not tell that one, so the peer is taken for it."""
+    from ..rpmsg import bus
+
+    if isinstance(endpoint, bus.Endpoint):
+        return endpoint.recv_from(timeout=timeout)
+    return endpoint.recv(timeout=timeout), endpoint.dst
+
+
+def is_tty(endpoint: object) -> bool:
+    """Is it a stream, in which messages come in pieces?"""
+    from ..char import TtyChannel
+
+    return isinstance(endpoint, TtyChannel)
+
+
 def address(text: str) -> int:
     value = int(text, 0)
     if not 0 <= value <= 0x7FFFFFFF:
@@ -93,7 +122,7 @@ def count(text: str) -> int:
     return value
 
 
-def _option(text: str) -> tuple[str, object]:
+def option(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 
-from .link import ANY, SERVICE, add_link, address, count, open_link, seconds
+from .link import ANY, SERVICE, add_link, address, count, is_kernels, open_link, receive, seconds
 from .text import hexdump, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
-    from ..rpmsg.bus import Endpoint
+    from ..rpmsg.bus import Bus, Endpoint
+
+    Message = tuple[Endpoint, bytes, int | None]
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -20,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "listen",
         help="print the messages that come to a service",
         description="Announce a service and print the messages that come to it, until Ctrl-C. "
-        "Peers may come and go.",
+        "Peers may come and go. With char:, where remotes announce services to the kernel, print what comes from one.",
     )
     add_link(parser, "device")
     parser.add_argument(
@@ -46,42 +50,63 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    with open_link(args) as bus, bus.create_endpoint(args.name or None, src=args.src) as endpoint:
-        service = f"{args.name!r} at " if args.name else ""
-        try:
-            where = f"{args.url} as {args.role}: {service}{endpoint.addr:#x}"
-            print(printable(f"listening on {where}"), file=sys.stderr, flush=True)
-            complete = _listen(endpoint, args)
-        finally:
-            received = endpoint.counters["received"]
-            print(f"{received} message{'' if received == 1 else 's'}", file=sys.stderr)
-        return 0 if complete else 1
-
-
-def _listen(endpoint: Endpoint, args: argparse.Namespace) -> bool:
-    """Whether all came that were asked for."""
     from ..errors import ChannelRemoved, Timeout
 
-    left = args.count
-    while True:
+    received = 0
+    with open_link(args) as bus:
         try:
-            data, src = endpoint.recv_from(timeout=args.timeout)
+            for endpoint, data, src in (_of_remotes if is_kernels(args) else _for_us)(bus, args):
+                received += 1
+                print(_as_text(endpoint, data, src, args), flush=True)
+                if args.echo and src is not None:
+                    with contextlib.suppress(ChannelRemoved):
+                        endpoint.send_to(data, src)
+                if received == args.count:
+                    return 0
         except Timeout:
-            return not args.count
-        except ChannelRemoved:  # this peer went; the next one may come
-            continue
-        if args.json:
-            line = json.dumps({"src": src, "dst": endpoint.addr, "bytes": len(data), "hex": data.hex()})
-        elif args.hex:
-            line = data.hex()
-        else:
-            line = "\n".join([f"{src:#x} to {endpoint.addr:#x}: {len(data)} bytes", *hexdump(data)])
-        print(line, flush=True)
-        if args.echo:
+            pass
+        finally:
+            print(f"{received} message{'' if received == 1 else 's'}", file=sys.stderr)
+    return 1 if args.count else 0
+
+
+def _for_us(bus: Bus, args: argparse.Namespace) -> Iterator[Message]:
+    """What comes to a service of our own."""
+    from ..errors import ChannelRemoved
+
+    with bus.create_endpoint(args.name or None, src=args.src) as endpoint:
+        service = f"{args.name!r} at " if args.name else ""
+        _say(f"{args.url} as {args.role}: {service}{endpoint.addr:#x}")
+        while True:
             try:
-                endpoint.send_to(data, src)
-            except ChannelRemoved:
+                yield endpoint, *receive(endpoint, args.timeout)
+            except ChannelRemoved:  # this peer went; the next one may come
                 pass
-        left -= 1
-        if left == 0:
-            return True
+
+
+def _of_remotes(bus: Bus, args: argparse.Namespace) -> Iterator[Message]:
+    """What comes from a service of the kernel's remotes."""
+    from ..errors import ChannelRemoved
+
+    if args.src != ANY:
+        raise ValueError("--src: the address is the kernel's choice")
+    while True:
+        with bus.open(args.name, timeout=args.timeout) as endpoint:
+            _say(f"{args.url} to {args.name!r} at {endpoint.dst:#x}")
+            try:
+                while True:
+                    yield endpoint, *receive(endpoint, args.timeout)
+            except ChannelRemoved:  # it may return
+                pass
+
+
+def _say(where: str) -> None:
+    print(printable(f"listening on {where}"), file=sys.stderr, flush=True)
+
+
+def _as_text(endpoint: Endpoint, data: bytes, src: int | None, args: argparse.Namespace) -> str:
+    if args.json:
+        return json.dumps({"src": src, "dst": endpoint.addr, "bytes": len(data), "hex": data.hex()})
+    if args.hex:
+        return data.hex()
+    return "\n".join([f"{src:#x} to {endpoint.addr:#x}: {len(data)} bytes", *hexdump(data)])

@@ -35,13 +35,13 @@ def run(args: argparse.Namespace) -> int:
 def look(sysfs: str = SYSFS) -> dict[str, Any]:
     """Everything that `ls` shows. Attributes of `sysfs` that cannot be read are empty."""
     from ..remoteproc.platform import _BUILT_IN as PLATFORMS
-    from ..rpmsg.open import TRANSPORTS
+    from ..rpmsg.open import KERNEL, TRANSPORTS
 
     return {
         "firmware": firmware(),
         "remoteprocs": _objects(f"{sysfs}/class/remoteproc", ("name", "state", "firmware")),
-        "rpmsg_devices": _objects(f"{sysfs}/bus/rpmsg/devices", ("name", "src", "dst")),
-        "schemes": sorted({*TRANSPORTS, *_entry_points("rpmsgx.transports")}),
+        "rpmsg_devices": rpmsg_devices(sysfs),
+        "schemes": sorted({*TRANSPORTS, KERNEL, *_entry_points("rpmsgx.transports")}),
         "platforms": sorted({*PLATFORMS, *_entry_points("rpmsgx.platforms")}),
     }
 
@@ -63,6 +63,18 @@ def firmware() -> list[dict[str, Any]]:
             digest = sha256(data).hexdigest()
             images.append({"name": name, "cpu": cpu, "path": path, "size": len(data), "sha256": digest})
     return images
+
+
+def rpmsg_devices(sysfs: str) -> list[dict[str, str]]:
+    """The devices on the kernel's rpmsg bus: their driver, and their node below /dev, if they have such."""
+    from ..char.devices import Device
+
+    rows = _objects(f"{sysfs}/bus/rpmsg/devices", ("name", "src", "dst"))
+    for row in rows:
+        device = Device(os.path.realpath(f"{sysfs}/bus/rpmsg/devices/{row['device']}"), row["name"], 0)
+        node = device.node or device.control
+        row |= {"driver": device.driver or "", "node": node.name if node else ""}
+    return rows
 
 
 def _objects(directory: str, attributes: tuple[str, ...]) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ import math
 import time
 from array import array
 
-from .link import add_link, add_peer, count, find_peer, open_link, seconds
+from .link import add_link, add_peer, count, find_peer, is_tty, open_link, receive, seconds
 from .text import printable
 
 TYPE_CHECKING = False
@@ -112,8 +112,7 @@ def _ping(endpoint: Endpoint, args: argparse.Namespace, tally: Tally) -> None:
             endpoint.send(message, timeout=args.timeout)
             tally.sent += 1
             while True:
-                left = max(0.0, begin + args.timeout - time.perf_counter())
-                reply, src = endpoint.recv_from(timeout=left)
+                reply, src = _receive(endpoint, len(message), begin + args.timeout)
                 took = time.perf_counter() - begin
                 if reply == message:
                     break
@@ -135,6 +134,18 @@ def _ping(endpoint: Endpoint, args: argparse.Namespace, tally: Tally) -> None:
             else:
                 print(f"{len(reply)} bytes from {src:#x}: seq={seq} time={took * 1000:.3f} ms", flush=True)
         seq += 1
+
+
+def _receive(endpoint: Endpoint, size: int, end: float) -> tuple[bytes, int | None]:
+    """A message and its sender, before the performance counter reads `end`. A tty's comes in pieces."""
+
+    def left() -> float:
+        return max(0.0, end - time.perf_counter())
+
+    reply, src = receive(endpoint, left())
+    while is_tty(endpoint) and len(reply) < size:
+        reply += endpoint.recv(timeout=left())
+    return reply, src
 
 
 def _as_text(url: str, found: dict[str, float]) -> str:

@@ -54,6 +54,8 @@ AtExit = Literal["stop", "detach"]
 
 # A forked child has no part in its parent's remotes: its objects raise StateError and stop nothing.
 _remoteprocs: weakref.WeakSet[Remoteproc] = weakref.WeakSet()
+# Held here, so that a Remoteproc that is forgotten finds its platform as it was, and not finalized before it.
+_platforms: set[Platform] = set()
 
 
 def _after_fork() -> None:
@@ -68,6 +70,7 @@ def _at_exit() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+weakref.finalize(_at_exit, int)  # platforms have finalizers: their hook is registered here, so that ours comes first
 atexit.register(_at_exit)
 
 
@@ -140,6 +143,7 @@ class Remoteproc:
         self._error: Exception | None = None  # of a boot or a recovery that nobody asked for at that moment
         self._core: Core | None = None
         self._crash_count = 0
+        self._last_crash: Crash | None = None
         self._crashes_in_a_row = 0
         self._recover_at: float | None = None  # time.monotonic()
         self._arrival: Arrival | None = None
@@ -151,10 +155,13 @@ class Remoteproc:
         self._present = True
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._waiters = 0  # threads that wait for `fileno()`
+        self._watched = False  # somebody has it, so the buses keep notifications on
         self._timer = Timer()
         for fd in (self._wake, self._timer.fileno(), self._platform.doorbell.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
         _remoteprocs.add(self)
+        _platforms.add(self._platform)
         try:
             self._watch_presence(setting(presence, "presence", None))
             if setting(auto_boot, "auto_boot", True):
@@ -184,6 +191,11 @@ class Remoteproc:
         return None if uptime is None or self._closed else uptime.crash
 
     @property
+    def last_crash(self) -> Crash | None:
+        """The last crash since this object was made, recovered from or not; None: there was none."""
+        return self.crash or self._last_crash
+
+    @property
     def crash_count(self) -> int:
         """Crashes since this object was made."""
         return self._crash_count + (self.state == State.CRASHED and self._state is not State.CRASHED)
@@ -201,6 +213,7 @@ class Remoteproc:
             self._error = None
             if self._arrival is not None and firmware is not None:
                 self._arrival.retarget(firmware)
+            self.wake()
 
     @property
     def image(self) -> Image:
@@ -308,15 +321,35 @@ class Remoteproc:
     def _release(self) -> None:
         self._closed = True
         self._state, self._power = State.DELETED, 0
+        _platforms.discard(self._platform)
         self._let_go()
         with contextlib.ExitStack() as everything:
             everything.callback(self._platform.close)
-            for thing in (self._arrival, self._presence, self._timer, self._epoll):
+            for thing in (self._arrival, self._presence, self._timer):
                 if thing is not None:
                     everything.callback(thing.close)
-            self._arrival = None
+            self._arrival = self._presence = None
+            self.wake()
+            self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        """Once nobody waits for them any more."""
+        if self._closed and not self._waiters and self._wake >= 0:
             wake, self._wake = self._wake, -1
+            self._epoll.close()
             os.close(wake)
+
+    def _wait(self, timeout: float | None) -> None:
+        """Wait until there may be something to act on, which includes that another thread closes this."""
+        with self._lock:
+            self.fileno()
+            self._waiters += 1
+        try:
+            readable(self._epoll.fileno(), timeout)
+        finally:
+            with self._lock:
+                self._waiters -= 1
+                self._close_descriptors()
 
     def wake(self) -> None:
         """Make `fileno()` readable: there may be something to act on."""
@@ -327,6 +360,7 @@ class Remoteproc:
         """In a forked child."""
         if not self._closed:
             self._closed = self._forked = True
+            _platforms.discard(self._platform)
             self._lock = threading.RLock()  # whoever had it stayed behind
             self._uptime = None
             self._state = State.DELETED
@@ -363,17 +397,20 @@ class Remoteproc:
     def _do(self, event: Event, *, resume: bool = False, timeout: float = 1.0) -> None:
         """What `event` asks for; state and count change once it is done."""
         decision = self._decide(event)
-        match decision.work:
-            case Work.START:
-                self._start()
-            case Work.ATTACH:
-                self._attach(resume)
-            case Work.STOP:
-                self._stop()
-            case Work.DETACH:
-                self._detach(timeout)
-            case Work.RECOVER | Work.REATTACH:
-                self._come_back(decision.work)
+        try:
+            match decision.work:
+                case Work.START:
+                    self._start()
+                case Work.ATTACH:
+                    self._attach(resume)
+                case Work.STOP:
+                    self._stop()
+                case Work.DETACH:
+                    self._detach(timeout)
+                case Work.RECOVER | Work.REATTACH:
+                    self._come_back(decision.work)
+        finally:
+            self._watch_buses()
         self._state, self._power = decision.state, decision.power
 
     def _start(self) -> None:
@@ -447,6 +484,7 @@ class Remoteproc:
         self._error = None
 
     def _bury_buses(self) -> None:
+        self.wake()  # also those who look at its channels
         self._ended += (bus for bus in self._buses() if bus.on_removed is not None)
 
     def _no_recovery(self) -> None:
@@ -470,7 +508,7 @@ class Remoteproc:
             except FileNotFoundError as error:
                 if self._state is not State.OFFLINE or self._firmware is None:
                     raise
-                log.warning("%s: %s; it boots when that appears", self.name, error)
+                log.warning("%s: %s; it boots when that appears", self.name, str(error))  # whose frames hold this
                 self._do(Event.BOOT_LATER)
                 self._watch_firmware(True)
 
@@ -488,6 +526,7 @@ class Remoteproc:
             return
         self._do(Event.CRASH)
         self._crash_count += 1
+        self._last_crash = crash
         soon = crash.time - self._uptime.started < STABLE
         self._crashes_in_a_row = self._crashes_in_a_row + 1 if soon else 1
         log.error("%s crashed (%s): %s", self.name, crash.kind, crash.cause)
@@ -502,7 +541,7 @@ class Remoteproc:
         with self._lock:
             if self._closed:
                 return 0
-            before = self._state, self._power, self._present
+            before = self._happened()
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake)
             self._look()
@@ -511,7 +550,11 @@ class Remoteproc:
             if self._recover_at is not None and time.monotonic() >= self._recover_at:
                 self._no_recovery()
                 self._by_itself(self._recover)
-            return before != (self._state, self._power, self._present)
+            return before != self._happened()
+
+    def _happened(self) -> tuple[object, ...]:
+        """Another one after something has happened: a crash may have been recovered from at once."""
+        return self._state, self._power, self._present, self._crash_count, self._error
 
     def _act_on_presence(self) -> None:
         if self._presence is None:
@@ -523,7 +566,9 @@ class Remoteproc:
             self._by_itself(lambda: self._do(Event.SERVICE_UP if present else Event.SERVICE_DOWN))
 
     def _act_on_firmware(self) -> None:
-        if self._arrival is not None and self._arrival.check() is not None and self._present:
+        if self._arrival is None or not self._present:
+            return
+        if self._firmware is None or self._platform.ships(self._firmware) or self._arrival.check() is not None:
             self._by_itself(lambda: self._do(Event.FIRMWARE_FOUND))
             if self._error is not None and not isinstance(self._error, FileNotFoundError):
                 self._power = 0  # an auto-boot that failed is over
@@ -534,7 +579,7 @@ class Remoteproc:
         try:
             act()
         except Exception as error:
-            log.error("%s: %s", self.name, error)
+            log.error("%s: %s", self.name, str(error))
             self._error = error
 
     def _watch_firmware(self, on: bool) -> None:
@@ -618,7 +663,8 @@ class Remoteproc:
             self._core = core
             return
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(core.time))
-        path = os.path.join(self._coredump_dir, f"{self.name}-{stamp}-{self._crash_count}.core")
+        name = f"{self.name.replace(os.sep, '_')}-{stamp}-{self._crash_count}.core"
+        path = os.path.join(self._coredump_dir, name)
         core.write(path)
         log.info("%s: core dumped to %s", self.name, path)
 
@@ -660,8 +706,18 @@ class Remoteproc:
 
     def fileno(self) -> int:
         """Readable when there may be something for `poll()`; the same descriptor until `close()`."""
-        self._check_usable()
-        return self._epoll.fileno()
+        with self._lock:
+            self._check_usable()
+            self._watched = True
+            self._watch_buses()
+            return self._epoll.fileno()
+
+    def _watch_buses(self) -> None:
+        """A bus that goes takes its descriptor along; each new one is watched, if anything is."""
+        if self._watched and not self._closed:
+            for bus in self._buses():
+                with contextlib.suppress(FileExistsError, ChannelRemoved, Closed):
+                    self._epoll.register(bus.fileno(), select.EPOLLIN)
 
     def poll(self, timeout: float | None = 0) -> int:
         """Act on what happens: crashes, firmware, services, and the messages and channels of its buses.
@@ -676,7 +732,7 @@ class Remoteproc:
             left = None if deadline is None else deadline - time.monotonic()
             if done or (left is not None and left <= 0):
                 return done
-            readable(self._epoll.fileno(), left)
+            self._wait(left)
 
     def _poll_buses(self) -> int:
         with self._lock:
@@ -684,12 +740,12 @@ class Remoteproc:
             self._ended.clear()
             if not self.vdevs and not self._closed:
                 self._platform.doorbell.drain()
-        done = 0
+        done, before = 0, self.channels
         for bus in buses:
             with contextlib.suppress(ChannelRemoved, Closed):
                 done += bus.poll(0)
         self._save_channels()
-        return done
+        return done + (self.channels != before)
 
     # -- talking to it -------------------------------------------------------------------------------------------
 
@@ -718,6 +774,7 @@ class Remoteproc:
             vdev = self.vdevs[0]
             if not vdev.bound and self.crash is None:
                 vdev.rebind()
+                self._watch_buses()
             if vdev.bus is None:
                 raise StateError(f"{self.name} is {self.state}: it has no bus")
             return vdev.bus
@@ -749,7 +806,7 @@ class Remoteproc:
                 if left <= 0:
                     raise Timeout(f"{self.name} is {self.state} and waits for {waiting}: no {service_name!r} within "
                                   f"{timeout} s")  # fmt: skip
-                readable(self._epoll.fileno(), None if deadline is None else left)
+                self._wait(None if deadline is None else left)
                 continue
             try:
                 bus = self.bus

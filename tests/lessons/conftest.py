@@ -35,7 +35,9 @@ def nothing_left_behind() -> Iterator[None]:
     before = left()
     yield
     gc.collect()
-    until(lambda: left() <= before)
+    with contextlib.suppress(AssertionError):
+        until(lambda: left() <= before)
+    assert left() <= before
 
 
 def left() -> tuple[int, int, int]:
@@ -54,9 +56,9 @@ def path(tmp_path: Path) -> Iterator[str]:
         platform.stop()
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=["thread", "process", "unicorn"])
 def remote(request: pytest.FixtureRequest, path: str) -> dict[str, Any]:
-    """The arguments of `Remoteproc` for each kind of remote; `indirect` parameters choose some."""
+    """The arguments of `Remoteproc` for a kind of remote; `indirect` parameters choose others."""
     kind = request.param
     make({"lasting": "process"}.get(kind, kind)).close()
     return {**KINDS[kind], **({"socket": path} if kind == "lasting" else {})}

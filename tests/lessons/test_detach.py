@@ -39,6 +39,8 @@ from rpmsgx.virtio.table import ADDR_ANY, parse
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+lasting = pytest.mark.parametrize("remote", ["thread", "lasting", "unicorn"], indirect=True)
+
 # -- 05 --------------------------------------------------------------------------------------------------------------
 
 
@@ -64,6 +66,7 @@ def test_lesson_05_the_bus_is_closed_and_opened_again_many_times(remote: dict[st
 
 
 @pytest.mark.lesson("05")
+@lasting
 @pytest.mark.parametrize("order", ["bus, remote", "remote, bus", "crash, bus", "detach, bus", "bus, detach"])
 def test_lesson_05_bus_and_remote_come_and_go_in_any_order(remote: dict[str, Any], order: str) -> None:
     with Remoteproc(firmware="crash", recovery="disabled", **remote) as rproc:
@@ -159,6 +162,7 @@ def fixed(table: bytes, base: int, places: tuple[int, ...]) -> bytes:
 
 
 @pytest.mark.lesson("07")
+@lasting
 def test_lesson_07_a_detach_restores_the_table_byte_for_byte(
     remote: dict[str, Any], vrings: str, tmp_path: Path
 ) -> None:
@@ -253,6 +257,7 @@ def test_lesson_07_after_a_killed_host_the_clean_table_must_be_known(path: str, 
 
 
 @pytest.mark.lesson("07")
+@lasting
 def test_lesson_07_a_table_that_is_not_the_firmwares_is_refused(remote: dict[str, Any]) -> None:
     """The clean copy is compared with what is there: nothing is restored over somebody else's table."""
     with Remoteproc(**remote) as rproc:
@@ -271,6 +276,7 @@ def test_lesson_07_a_table_that_is_not_the_firmwares_is_refused(remote: dict[str
 
 
 @pytest.mark.lesson("08")
+@lasting
 def test_lesson_08_prepare_and_unprepare_bracket_everything(remote: dict[str, Any]) -> None:
     log: list[str] = []
     platform = recorded(open_platform(remote.pop("platform"), **remote), log)
@@ -299,6 +305,7 @@ def without_prepare(log: list[str]) -> list[str]:
 
 
 @pytest.mark.lesson("08")
+@lasting
 def test_lesson_08_prepare_never_clears_loads_or_moves(remote: dict[str, Any]) -> None:
     """All memory but rings, buffers and table is after an attach as the remote had it; carveouts are where they were."""
     mine = Resources()
@@ -332,6 +339,7 @@ def place_of(rproc: Remoteproc, name: str) -> int:
 
 
 @pytest.mark.lesson("09")
+@lasting
 def test_lesson_09_a_detach_is_acknowledged_before_anything_is_restored(remote: dict[str, Any]) -> None:
     """Status 0 first, then the message, and the table as it was published until the remote has said yes."""
     seen: list[Any] = []
@@ -363,6 +371,7 @@ def trace_of(rproc: Remoteproc) -> tuple[int, int]:
 
 
 @pytest.mark.lesson("09")
+@lasting
 def test_lesson_09_without_acknowledgement_all_stays_attached(remote: dict[str, Any]) -> None:
     with Remoteproc(firmware="crash", **remote) as rproc:
         ept = rproc.open("rpmsg-crash", timeout=TIMEOUT)
