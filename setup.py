@@ -43,7 +43,10 @@ def extension(name: str) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension(name) for name in ("rpmsgx.memory.guard", "rpmsgx.virtio.ring", "rpmsgx.rpmsg.bus")],
+        [
+            extension(name)
+            for name in ("rpmsgx.memory.guard", "rpmsgx.notify.register", "rpmsgx.virtio.ring", "rpmsgx.rpmsg.bus")
+        ],
         compiler_directives={
             "language_level": 3,
             "binding": True,

@@ -14,7 +14,13 @@ WANTED = (
     "rpmsgx/firmware/sample-cortex-m4.elf",
     "rpmsgx/firmware/manifest.json",
 )
-EXTENSIONS = ("rpmsgx/rpmsg/bus", "rpmsgx/virtio/ring", "rpmsgx/memory/guard", "rpmsgx/remoteproc/_native")
+EXTENSIONS = (
+    "rpmsgx/rpmsg/bus",
+    "rpmsgx/virtio/ring",
+    "rpmsgx/memory/guard",
+    "rpmsgx/notify/register",
+    "rpmsgx/remoteproc/_native",
+)
 SOURCES = (".c", ".pyx", ".pxi", ".html")
 
 

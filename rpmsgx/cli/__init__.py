@@ -14,6 +14,7 @@ COMMANDS = {
     "coredump": "show a core dump",
     "demo": "boot a sample firmware and talk to it",
     "detach": "detach from a remote, in the place of a host that died",
+    "doctor": "say what this machine lacks to reach a remote core",
     "info": "show and check a firmware image",
     "listen": "print the messages that come to a service",
     "ls": "list what there is to talk to on this machine",

@@ -8,6 +8,7 @@ import errno
 import os
 import select
 import stat
+import struct
 from typing import TYPE_CHECKING
 
 from rpmsgx.notify.inotify import (
@@ -49,6 +50,7 @@ _SILENT = frozenset(
 )
 
 _libc = ctypes.CDLL(None)
+_statfs = getattr(_libc, "statfs64", _libc.statfs)  # the one of 32 bits has no numbers for large file systems
 
 
 class PathWatch:
@@ -199,6 +201,7 @@ def _names(path: str) -> list[str]:
 def _file_system(path: str) -> int:
     """Its f_type by statfs(2), which the standard library lacks; 0 if there is none."""
     buffer = ctypes.create_string_buffer(256)
-    if _libc.statfs(os.fsencode(path), buffer) < 0:
+    if _statfs(os.fsencode(path), buffer) < 0:
         return 0
-    return ctypes.c_ulong.from_buffer(buffer).value & 0xFFFF_FFFF
+    first, second = struct.unpack_from("=II", buffer)
+    return first or second  # a word of 32 bits on s390x, else a long, whose upper half is 0

@@ -10,19 +10,25 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import select
 import socket
 import stat
 import struct
+import sys
 
 RING = struct.pack("=Q", 1)
 _PIECE = 4096
 _PIECES = 16  # a flood of bytes is read this many pieces at a time
 
-# io_setup, io_getevents, io_submit: the C library has no names for them.
-_AIO_CALLS = {"x86_64": (206, 208, 209), "i686": (245, 247, 248), "armv7l": (243, 245, 246)}
-_AIO_GENERIC = (0, 4, 2)  # arm64, riscv, loongarch
+# io_setup, io_getevents, io_submit, for which the C library has no names. By the architecture that this Python was
+# built for: the machine may have a kernel of 64 bits under a process of 32.
+_AIO_CALLS = {
+    "x86_64": (206, 208, 209),
+    "i386": (245, 247, 248),
+    **dict.fromkeys(("arm", "s390x"), (243, 245, 246)),
+    **dict.fromkeys(("powerpc64le", "powerpc64"), (227, 229, 230)),
+    **dict.fromkeys(("aarch64", "riscv64", "loongarch64"), (0, 4, 2)),
+}
 _AIO_EVENTS = 32
 _IOCB = struct.Struct("=QIIHhIQQqQII")  # struct iocb of linux/aio_abi.h; key and rw_flags, which change places, are 0
 _IOCB_POLL, _IOCB_FLAG_RESFD = 5, 1
@@ -111,7 +117,10 @@ class _Signaller:
     def __init__(self) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         self._syscall = libc.syscall
-        setup, self._getevents, self._submit = _AIO_CALLS.get(platform.machine(), _AIO_GENERIC)
+        architecture = getattr(sys.implementation, "_multiarch", "").partition("-")[0]
+        if architecture not in _AIO_CALLS:
+            raise OSError(errno.ENOSYS, f"how to make asynchronous I/O calls on {architecture!r} is not known")
+        setup, self._getevents, self._submit = _AIO_CALLS[architecture]
         self._context = ctypes.c_ulong(0)
         if self._syscall(setup, _AIO_EVENTS, ctypes.byref(self._context)) < 0:
             code = ctypes.get_errno()

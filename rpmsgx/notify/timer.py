@@ -17,7 +17,10 @@ class Timer:
 
     def __init__(self) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
-        self._settime = libc.timerfd_settime
+        # On 32 bits there are two, for a time of 32 bits and of 64, and musl gives the second under the first's name.
+        wide = getattr(libc, "__timerfd_settime64", None)
+        self._settime = wide or libc.timerfd_settime
+        self._itimerspec = struct.Struct("=4q" if wide else "4l")  # it_interval and it_value, seconds and nanoseconds
         self._fd: int = libc.timerfd_create(CLOCK_MONOTONIC, os.O_CLOEXEC | os.O_NONBLOCK)
         if self._fd < 0:
             raise _error()
@@ -28,7 +31,8 @@ class Timer:
     def set(self, ms: int) -> None:
         """Not readable any more, but in `ms` milliseconds; 0: never."""
         fd = self._fd
-        if fd >= 0 and self._settime(fd, 0, struct.pack("4l", 0, 0, ms // 1000, ms % 1000 * 1_000_000), None) < 0:
+        value = self._itimerspec.pack(0, 0, ms // 1000, ms % 1000 * 1_000_000)
+        if fd >= 0 and self._settime(fd, 0, value, None) < 0:
             raise _error()
 
     def close(self) -> None:

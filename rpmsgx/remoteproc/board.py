@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ..memory.region import Kind
+    from ..notify.doorbell import Doorbell
     from .platform import Platform
     from .strict_toml import Problem, Reader
 
@@ -41,8 +42,37 @@ class Memory(NamedTuple):
     kind: Kind = "cached"
     coherent: bool = False
     """The hardware keeps the caches of both sides coherent."""
+    offset: int = 0
+    """Where it begins in what the backend gives."""
     line: int = 1
     """Where it stands in the file."""
+
+
+class Bell(NamedTuple):
+    """[doorbell]. What is done to a register: (offset, value or None to read it, mask)."""
+
+    interrupt: str | None = None
+    """The UIO device whose interrupt is the remote's ring; None: the rings are looked at each millisecond."""
+    registers: Memory | None = None
+    kick: tuple[int, int | None, int] | None = None
+    acknowledge: tuple[int, int | None, int] | None = None
+    line: int = 1
+
+    def open(self) -> Doorbell:
+        """Raises ResourceError, OSError."""
+        from ..notify.uio import Access, RegisterDoorbell, UioDoorbell
+
+        registers = _map(self.registers) if self.registers is not None else None
+        kick, acknowledge = (Access(*access) if access is not None else None for access in self[2:4])
+        try:
+            if self.interrupt is not None:
+                return UioDoorbell(self.interrupt, registers=registers, kick=kick, acknowledge=acknowledge)
+            assert registers is not None and kick is not None
+            return RegisterDoorbell(registers, kick)
+        except BaseException:
+            if registers is not None:
+                registers.close()
+            raise
 
 
 class Claim(NamedTuple):
@@ -66,6 +96,7 @@ class Board:
     options: Mapping[str, Any]
     """Keywords for the platform beside those that are keys of the board."""
     memory: tuple[Memory, ...]
+    doorbell: Bell | None
     shared: str | None
     """The name of the memory that rings and buffers go to; not None where there is memory."""
     desc_addr: Literal["pa", "da"] | None
@@ -99,7 +130,17 @@ class Board:
             if getattr(self, key) is not None:
                 keywords[key] = getattr(self, key)
         with contextlib.ExitStack() as opened:
-            regions = {item.name: opened.enter_context(self._map(item)) for item in self.memory}
+            try:
+                line = 1
+                regions = {}
+                for item in self.memory:
+                    line = item.line
+                    regions[item.name] = opened.enter_context(_map(item))
+                if self.doorbell is not None:
+                    line = self.doorbell.line
+                    keywords["doorbell"] = opened.enter_context(contextlib.closing(self.doorbell.open()))
+            except ResourceError as exc:
+                raise BoardError(f"{self.path}:{line}: {exc}") from exc
             if self.shared is not None:
                 keywords.update(memory=tuple(regions.values()), shared=regions[self.shared])
             try:
@@ -110,13 +151,6 @@ class Board:
         if self.recovery_by is not None:
             platform.recovery = self.recovery_by
         return platform
-
-    def _map(self, memory: Memory) -> Region:
-        backend, _, argument = memory.backend.partition(":")
-        try:
-            return BACKENDS[backend].map(memory, argument)
-        except ResourceError as exc:
-            raise BoardError(f"{self.path}:{memory.line}: {exc}") from exc
 
 
 def load(path: str | os.PathLike[str]) -> Board:
@@ -155,6 +189,8 @@ class Backend(NamedTuple):
     """What has to stand there; "": nothing."""
     own: bool
     """Memory of this machine's own, where caching does no harm."""
+    part: bool = False
+    """It gives something larger, in which the memory begins at `offset`."""
 
 
 def _map_memfd(memory: Memory, argument: str) -> Region:
@@ -189,11 +225,53 @@ def _map_shm(memory: Memory, name: str) -> Region:
     return region
 
 
+def _map_hugepages(memory: Memory, path: str) -> Region:
+    from ..memory.hugepages import map_hugepages
+
+    name, da, pa, size = memory[:4]
+    return map_hugepages(name, size, path or None, da=da, pa=pa, kind=memory.kind)
+
+
+def _map_mem(memory: Memory, argument: str) -> Region:
+    from ..memory.devmem import map_devmem
+
+    name, da, pa, size = memory[:4]
+    return map_devmem(name, pa, size, da=da, kind=memory.kind)
+
+
+def _map_uio(memory: Memory, argument: str) -> Region:
+    from ..memory.uio import map_uio
+
+    device, _, chosen = argument.partition(":")
+    name, da, pa, size = memory[:4]
+    return map_uio(name, device, size, map=chosen or None, offset=memory.offset, da=da, pa=pa, kind=memory.kind)
+
+
+def _map_pci(memory: Memory, argument: str) -> Region:
+    from ..memory.pci import map_bar
+
+    slot, _, bar = argument.rpartition(":")
+    name, da, pa, size = memory[:4]
+    return map_bar(name, slot, int(bar), size, offset=memory.offset, da=da, pa=pa, kind=memory.kind)
+
+
 BACKENDS = {
     "memfd": Backend(_map_memfd, "", own=True),
+    "hugepages": Backend(_map_hugepages, "", own=True),
     "file": Backend(_map_file, "PATH", own=True),
+    "hugetlbfs": Backend(_map_hugepages, "PATH", own=True),
     "shm": Backend(_map_shm, "NAME", own=True),
+    "mem": Backend(_map_mem, "", own=False),
+    "uio": Backend(_map_uio, "DEVICE[:MAP]", own=False, part=True),
+    "pci": Backend(_map_pci, "SLOT:BAR", own=False, part=True),
 }
+
+
+def _map(memory: Memory) -> Region:
+    """Raises ResourceError, OSError."""
+    backend, _, argument = memory.backend.partition(":")
+    return BACKENDS[backend].map(memory, argument)
+
 
 # -- keys --------------------------------------------------------------------------------------------------------------
 
@@ -214,7 +292,37 @@ def _backend(value: object) -> str:
         raise ValueError(f"{toml.shown(value)} is no backend; write {forms[name]!r}")
     if name == "shm" and "/" in argument:
         raise ValueError(f"{toml.shown(value)} is a path; write 'shm:NAME', or 'file:PATH'")
+    if name == "pci" and not re.fullmatch(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]:[0-5]", argument):
+        raise ValueError(f"{toml.shown(value)} is no BAR; write 'pci:SLOT:BAR', such as 'pci:0000:03:00.0:2'")
     return f"{name}{colon}{argument}"
+
+
+def _registers(value: object) -> str:
+    backend = _backend(value)
+    if BACKENDS[backend.partition(":")[0]].own:
+        raise ValueError(f"{toml.shown(value)} has no registers; write 'mem', 'uio:DEVICE[:MAP]' or 'pci:SLOT:BAR'")
+    return backend
+
+
+def _access(value: object) -> tuple[int, int | None, int]:
+    given = value if isinstance(value, dict) else {}
+    keys = {"offset": toml.integer(0, (1 << 32) - 4), "value": _U32, "mask": _U32}
+    if "offset" not in given or not given.keys() <= keys.keys() or ("mask" in given and "value" not in given):
+        raise ValueError(
+            f"{toml.shown(value)} is no access to a register; write {{ offset = 0x10, value = 1 }}, with a mask "
+            "where some bits are to be kept, or {{ offset = 0x10 }} to read it"
+        )
+    found = {key: keys[key](number) for key, number in given.items()}
+    if found["offset"] % 4:
+        raise ValueError(f"offset {found['offset']:#x} is not a multiple of 4; registers have 32 bits")
+    return found["offset"], found.get("value"), found.get("mask", (1 << 32) - 1)
+
+
+def _kick(value: object) -> tuple[int, int | None, int]:
+    access = _access(value)
+    if access[1] is None:
+        raise ValueError(f"{toml.shown(value)} has no value; write {{ offset = {access[0]:#x}, value = 1 }}")
+    return access
 
 
 def _firmware(value: object) -> str:
@@ -263,11 +371,12 @@ _BOARD = {
     "name": _Key(_name),
     "platform": _Key(toml.text, required=True),
     "options": _Key(toml.table),
-    "memory": _Key(_anything),  # these five are read on their own
+    "memory": _Key(_anything),  # these six are read on their own
     "carveout": _Key(_anything),
     "trace": _Key(_anything),
     "devmem": _Key(_anything),
     "vdev": _Key(_anything),
+    "doorbell": _Key(toml.table),
     "shared": _Key(_name),
     "desc_addr": _Key(toml.choice("pa", "da")),
     "table_da": _Key(_U32),
@@ -291,6 +400,16 @@ _MEMORY = {
     "backend": _Key(_backend),
     "kind": _Key(toml.choice(*KINDS)),
     "coherent": _Key(toml.boolean),
+    "offset": _Key(_U64),
+}
+_DOORBELL = {
+    "interrupt": _Key(toml.text),
+    "registers": _Key(_registers),
+    "pa": _Key(_U64),
+    "size": _Key(_SIZE),
+    "offset": _Key(_U64),
+    "kick": _Key(_kick),
+    "acknowledge": _Key(_access),
 }
 _CARVEOUT = {
     "name": _Key(_name, required=True),
@@ -327,6 +446,7 @@ def _read(reader: Reader, path: str, data: Mapping[str, Any]) -> Board:
     if shared is not None or "shared" not in data:
         _check_shared(reader, shared, tables)
     memory = _read_memory(reader, here, tables)
+    doorbell = _read_doorbell(reader, values["doorbell"]) if "doorbell" in values else None
     if "platform" in values:
         _check_platform(reader, values, memory)
     claims = _read_claims(reader, data, memory)
@@ -343,6 +463,7 @@ def _read(reader: Reader, path: str, data: Mapping[str, Any]) -> Board:
         platform=values.get("platform", ""),
         options=values.get("options", {}),
         memory=memory,
+        doorbell=doorbell,
         shared=shared,
         desc_addr=values.get("desc_addr"),
         settle=values.get("settle"),
@@ -369,8 +490,8 @@ def _read_memory(reader: Reader, here: str, tables: Sequence[Mapping[str, Any]])
             memory = Memory(**{"pa": values["da"], **values, "line": reader.line(("memory", index))})
             _check_memory(reader, index, memory)
             backend, _, argument = memory.backend.partition(":")
-            if backend == "file":
-                memory = memory._replace(backend=f"file:{os.path.join(here, argument)}")
+            if backend in ("file", "hugetlbfs"):
+                memory = memory._replace(backend=f"{backend}:{os.path.join(here, argument)}")
             found.append(memory)
     _check_names(reader, "memory", tables)
     _check_overlaps(reader, "memory", "da", tables)
@@ -388,7 +509,14 @@ def _check_memory(reader: Reader, index: int, memory: Memory) -> None:
         if start + memory.size > 1 << 64:
             problem = f"{field}: {hex_range(start, memory.size)} leaves 64 bits"
             reader.problem(("memory", index, field), f"{problem}; choose a lower address or a smaller size")
-    if memory.kind == "cached" and not memory.coherent and not BACKENDS[memory.backend.partition(":")[0]].own:
+    backend = BACKENDS[memory.backend.partition(":")[0]]
+    if memory.offset and not backend.part:
+        problem = f"offset: {memory.backend!r} begins where the memory does"
+        reader.problem(("memory", index, "offset"), f"{problem}; take it out")
+    if memory.offset % page:
+        problem = f"offset: {memory.offset:#x} is not a multiple of the page size {page:#x}"
+        reader.problem(("memory", index, "offset"), f"{problem}; move it")
+    if memory.kind == "cached" and not memory.coherent and not backend.own:
         problem = f"kind: nothing says that caches are coherent on {memory.backend!r}"
         cure = 'write kind = "uncached" or "device", or, if the hardware sees to it, coherent = true'
         reader.problem(("memory", index, "kind"), f"{problem}; {cure}")
@@ -435,9 +563,31 @@ def _check_overlaps(reader: Reader, table: str, field: str, items: Sequence[Mapp
             end, last = start + size, index
 
 
+def _read_doorbell(reader: Reader, data: Mapping[str, Any]) -> Bell:
+    values = reader.table(("doorbell",), data, _DOORBELL)
+    line = reader.line(("doorbell",))
+    registers = None
+    if "registers" in values:
+        backend = values["registers"]
+        if backend == "mem" and "pa" not in data:
+            reader.problem(("doorbell", "registers"), "pa is missing; add pa = ..., where 'mem' has the registers")
+        pa, offset = values.get("pa", 0), values.get("offset", 0)
+        registers = Memory("doorbell", pa, pa, values.get("size", mmap.PAGESIZE), backend, "device", offset=offset)
+    else:
+        for key in ("pa", "size", "offset", "kick", "acknowledge"):
+            if key in data:
+                reader.problem(("doorbell", key), f"{key} is for registers; say where they are: registers = ...")
+    if "interrupt" not in data:
+        if "kick" not in data:
+            reader.problem(("doorbell",), "interrupt and kick are missing; add one of them, or take [doorbell] out")
+        if "acknowledge" in data:
+            reader.problem(("doorbell", "acknowledge"), "acknowledge is for an interrupt; add interrupt = ...")
+    return Bell(values.get("interrupt"), registers, values.get("kick"), values.get("acknowledge"), line)
+
+
 # -- the platform ------------------------------------------------------------------------------------------------------
 
-_GIVEN = ("memory", "shared", "desc_addr", "settle")
+_GIVEN = ("memory", "shared", "doorbell", "desc_addr", "settle")
 """Keywords of platforms that are keys of the board."""
 
 

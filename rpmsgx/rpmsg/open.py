@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from rpmsgx.rpmsg.bus import Bus
 from rpmsgx.virtio.layout import DEFAULT_NUM, Layout, check_num
 from rpmsgx.virtio.link import Link, Role
+
+if TYPE_CHECKING:
+    from rpmsgx.char import Bus as CharBus
 
 TRANSPORTS = {
     "virtual": "rpmsgx.virtio.virtual",
     "file": "rpmsgx.virtio.file",
     "memfd": "rpmsgx.virtio.memfd",
     "vhost-user": "rpmsgx.virtio.vhost",
+    "mem": "rpmsgx.virtio.mem",
+    "uio": "rpmsgx.virtio.uio",
 }
+KERNEL = "char"  # no link of ours: the kernel's
 ENTRY_POINTS = "rpmsgx.transports"
 
 
@@ -29,10 +35,15 @@ def _transport(scheme: str) -> Callable[..., Link]:
     for point in entry_points(group=ENTRY_POINTS, name=scheme):
         found: Callable[..., Link] = point.load()
         return found
-    known = ", ".join(f"{name}:" for name in TRANSPORTS)
+    known = ", ".join(f"{name}:" for name in (*TRANSPORTS, KERNEL))
     raise ValueError(f"unknown scheme {scheme!r}; built in are {known}; others come by entry points ({ENTRY_POINTS})")
 
 
+@overload
+def open(url: str, role: None = None) -> CharBus: ...
+
+
+@overload
 def open(
     url: str,
     role: Role,
@@ -45,7 +56,22 @@ def open(
     event_idx: bool = False,
     indirect: bool = False,
     **options: Any,
-) -> Bus:
+) -> Bus: ...
+
+
+def open(
+    url: str,
+    role: Role | None = None,
+    *,
+    spin: float = 0.0,
+    queue: int = 1024,
+    overflow: Literal["block", "drop"] = "block",
+    layout: str = "openamp",
+    num: int = DEFAULT_NUM,
+    event_idx: bool = False,
+    indirect: bool = False,
+    **options: Any,
+) -> Bus | CharBus:
     """Open one end of the link at `url` and return its bus; never waits for the peer.
 
     `role`: "driver" (the host: owns the buffers) or "device" (the remote). `spin`: seconds to look at the rings
@@ -58,10 +84,25 @@ def open(
         file:PATH        a shared file and a Unix socket: doorbell=, create=, server=
         memfd:SOCKET     sealed memory, handed over the Unix socket SOCKET, which is the doorbell
         vhost-user:PATH  rings of a front-end, such as a hypervisor with a guest: server=, uid=, version_1=, inband=
+        mem:ADDRESS      physical memory, through /dev/mem: size=, kind=, doorbell=, create=
+        uio:DEVICE[:MAP] memory of a UIO device: the same, and offset=
+
+    The kernel's own rpmsg devices have neither role nor options; what comes is a `rpmsgx.char.Bus`:
+
+        char:            the services that all remotes announce to the kernel
+        char:NAME        those of one: a remote by its name, or a device such as virtio0
 
     Raises ValueError for a URL or option that cannot be, ResourceError for memory that is not acceptable, OSError.
     """
     scheme, colon, address = url.partition(":")
+    if colon and scheme == KERNEL:
+        if role == "device":
+            raise ValueError("char: the kernel is the driver, and its peer the device; leave role out")
+        given = (spin, queue, overflow, layout, num, event_idx, indirect)
+        if given != (0.0, 1024, "block", "openamp", DEFAULT_NUM, False, False) or options:
+            raise ValueError("char: has no options: rings and queues are the kernel's")
+        kernels: CharBus = import_module("rpmsgx.char").Bus(address)
+        return kernels
     if not colon or not address:
         raise ValueError(f"{url!r} is not a URL: SCHEME:ADDRESS, such as file:/dev/shm/link")
     if role not in ("driver", "device"):

@@ -185,7 +185,7 @@ def check_table(region: Region, role: Role) -> tuple[Vdev, int, Buffers | None]:
     Raises ResourceError, with the region's name, if the table is none, or the region too small for what it describes.
     """
     try:
-        table = parse(bytes(region.view[:TABLE_LIMIT]))
+        table = parse(AddressSpace(region).read(region.da, min(TABLE_LIMIT, region.size)))
         vdevs = [vdev for vdev in table.vdevs if vdev.id == VIRTIO_ID_RPMSG]
         if not vdevs:
             raise ResourceError("resource table: no vdev with id 7 (rpmsg)")

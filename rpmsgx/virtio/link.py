@@ -197,7 +197,7 @@ class VdevLink(Link):
         self._resume = resume
         self._lost = doorbell.lost
         self._closed = False
-        self._agreed = b""
+        self._agreed: list[int] = []
         self._attach(space, region, offset, buffers, table_end)
 
     def _attach(
@@ -331,10 +331,10 @@ class VdevLink(Link):
             return False
         return self.role == "driver" or bool(self._vdev.status & DRIVER_OK and self._agreed == self._agreement())
 
-    def _agreement(self) -> bytes:
-        """What the driver chose: the accepted features, and where the rings are."""
-        view, at = self._region.view, self._offset
-        return bytes(view[at + 16 : at + 20]) + bytes(view[at + 28 : at + 68])
+    def _agreement(self) -> list[int]:
+        """What the driver chose: the accepted features, and where the rings are. Read in words, for device memory."""
+        words = self._region.view[self._offset + 16 : self._offset + 68].cast("I").tolist()
+        return words[:1] + words[3:]
 
     def close(self) -> None:
         if self._closed:

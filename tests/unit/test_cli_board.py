@@ -130,6 +130,7 @@ def test_json(bad: str, capsys: pytest.CaptureFixture[str]) -> None:
         "backend": "memfd",
         "kind": "cached",
         "coherent": False,
+            "offset": 0,
         "line": unicorn["memory"][2]["line"],
     }
     assert [claim["name"] for claim in unicorn["claims"]] == ["vdev0buffer"]
