@@ -19,7 +19,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
 from rpmsgx.errors import ChannelRemoved, Closed, Error, PeerError, StateError, Timeout
 from rpmsgx.rpmsg.bus import ANY
@@ -39,14 +39,15 @@ T = TypeVar("T")
 LINGER_STEP = 0.001  # seconds between looks at what the peer has taken, while a bus closes
 
 
-def open(url: str, role: Role, **options: Any) -> Bus:
-    """Open one end of the link at `url`, as `rpmsgx.open()` does, for the running loop.
+def open(url: str, role: Role | None = None, **options: Any) -> Bus:
+    """Open one end of the link at `url`, or `char:`, as `rpmsgx.open()` does, for the running loop.
 
     Returns at once, so it is no coroutine: use it as `async with rpmsgx.aio.open(...) as bus`. Raises as
     `rpmsgx.open()`, RuntimeError where no loop runs.
     """
     asyncio.get_running_loop()
-    return Bus(open_sync(url, role, **options))
+    bus = open_sync(url, **options) if role is None else open_sync(url, role, **options)
+    return Bus(cast("SyncBus", bus))  # the kernel's has the same calls
 
 
 class _Place:
@@ -174,8 +175,8 @@ class Bus:
 
     @property
     def _epoch(self) -> int:
-        """Counts the links that went away."""
-        return self._bus.counters["resets"]
+        """Counts the links that went away; the kernel's bus has many, and its endpoints tell by themselves."""
+        return self._bus.counters.get("resets", 0)
 
     def _check(self, epoch: int) -> None:
         if self._epoch != epoch:

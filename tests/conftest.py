@@ -1,4 +1,6 @@
-"""Marks, and `pytest --conformance`: which rules of docs/conformance.md the tests that ran have covered."""
+"""Marks; `pytest --conformance`: which rules of docs/conformance.md the tests that ran have covered; which lessons of
+docs/lessons.md those that failed keep.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,15 @@ RULES = Path(__file__).parent.parent / "docs" / "conformance.md"
 ROW = re.compile(
     r"^\| (?P<id>[\w./-]+) \| (?P<who>[^|]*) \| (?P<level>[^|]*) \| (?P<text>[^|]*) \| (?P<how>[^|]*) \|$"
 )
+LESSONS = Path(__file__).parent.parent / "docs" / "lessons.md"
+LESSON = re.compile(r"^## (?P<name>\d\d) (?P<title>.+)$", re.MULTILINE)
+NAMED = re.compile(r"test_lesson_(\d\d)_")
 MARKS = {
     "rule(*ids)": "rules of docs/conformance.md that the test proves",
     "hostile": "the other end, or a file, is out to break us",
     "mutation": "a fault is put into our own code, and a test must find it",
     "slow": "minutes; runs with RPMSGX_SLOW=1",
-    "lesson(name)": "a failure seen in the field that must not come back",
+    "lesson(*names)": "lessons of docs/lessons.md that the test keeps; it is named after one of them",
 }
 
 
@@ -32,6 +37,11 @@ def rules() -> dict[str, tuple[str, str]]:
     return found
 
 
+def lessons() -> dict[str, str]:
+    """name: title."""
+    return {found["name"]: found["title"] for found in LESSON.finditer(LESSONS.read_text(encoding="utf-8"))}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--conformance", action="store_true", help="print which rules the tests covered")
 
@@ -43,7 +53,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     known: dict[str, tuple[str, str]] | None = None
+    titles = lessons()
     for item in items:
+        names = [name for mark in item.iter_markers("lesson") for name in mark.args]
+        named = NAMED.match(item.name)
+        if named is not None and named[1] not in names:
+            raise pytest.UsageError(f"{item.nodeid}: named after lesson {named[1]}, but marked {names}")
+        unknown = [name for name in names if name not in titles]
+        if unknown:
+            raise pytest.UsageError(f"{item.nodeid}: no lesson {', '.join(unknown)} in {LESSONS}")
+        item.user_properties += [("lesson", f"lesson {name}, {titles[name]}") for name in names]
         ids = [i for mark in item.iter_markers("rule") for i in mark.args]
         if ids:
             known = rules() if known is None else known
@@ -54,6 +73,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    stats = terminalreporter.stats
+    broken = {
+        f"{what}: {report.nodeid}"
+        for report in (*stats.get("failed", []), *stats.get("error", []))
+        for name, what in report.user_properties
+        if name == "lesson"
+    }
+    if broken:
+        terminalreporter.section("lessons that were not kept")
+        for line in sorted(broken):
+            terminalreporter.line(line)
     if not config.getoption("conformance"):
         return
     passed, failed = Counter[str](), Counter[str]()

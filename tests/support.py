@@ -35,6 +35,12 @@ def require(what: bool, reason: str) -> None:
     pytest.skip(reason)
 
 
+def kernel_has(what: bool, reason: str) -> None:
+    """Skip the test where `what` is false: this machine's kernel is nothing that could be installed."""
+    if not what:
+        pytest.skip(reason)
+
+
 def run(command: Sequence[str | Path], *, timeout: float, cwd: Path | None = None) -> tuple[int, str]:
     """Exit status (124 where it took longer than `timeout` seconds) and all that was printed."""
     try:

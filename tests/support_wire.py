@@ -11,6 +11,7 @@ load or store: `struct.pack_into` would show a zero in between.
 from __future__ import annotations
 
 import contextlib
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -247,7 +248,7 @@ class Peer:
 def ns(name: str | bytes, addr: int, flags: int = 0) -> bytes:
     """A name-service message."""
     raw = name.encode() if isinstance(name, str) else name
-    return raw.ljust(32, b"\0") + addr.to_bytes(4, "little") + flags.to_bytes(4, "little")
+    return struct.pack("=32sII", raw, addr, flags)
 
 
 class HostileDevice(Peer):

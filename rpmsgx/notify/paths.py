@@ -203,5 +203,5 @@ def _file_system(path: str) -> int:
     buffer = ctypes.create_string_buffer(256)
     if _statfs(os.fsencode(path), buffer) < 0:
         return 0
-    first, second = struct.unpack_from("=II", buffer)
-    return first or second  # a word of 32 bits on s390x, else a long, whose upper half is 0
+    words: tuple[int, int] = struct.unpack_from("=II", buffer)
+    return words[0] or words[1]  # a word of 32 bits on s390x, else a long, whose upper half is 0

@@ -172,6 +172,7 @@ class MemfdDevice(Link):
                 table_end=end,
                 per_connection=True,
             )
+            self.space = self._inner.space
         return self._inner.session()
 
     def alive(self) -> bool:
@@ -187,7 +188,7 @@ class MemfdDevice(Link):
     def _forget(self) -> None:
         if self._inner is not None:
             self._inner._region.close()
-            self._inner = None
+            self._inner = self.space = None
 
 
 def open_link(address: str, role: Role, *, layout: Layout) -> Link:

@@ -89,7 +89,7 @@ def expect(rule: str) -> Any:
 def test_parts_have_the_sizes_of_the_standard(num: int) -> None:
     used = -(-(16 * num + 6 + 2 * num) // 4) * 4
     size = used + 6 + 8 * num
-    memory = bytearray(size)
+    memory = GuardedMemory(size, "start").buffer
     driver = DriverQueue(memory, num, align=4)
     assert driver.desc.nbytes == 16 * num
     assert driver.avail.nbytes == 6 + 2 * num

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import signal
+import struct
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -481,7 +482,7 @@ def pieces(wire: Wire, message: bytes, cuts: tuple[int, ...], table: int | None 
     ring.offer(0)
 
 
-MESSAGE = (50).to_bytes(4, "little") + (1024).to_bytes(4, "little") + bytes(4) + b"\x0b\0\0\0" + b"hello world"
+MESSAGE = struct.pack("=IIIHH", 50, 1024, 0, 11, 0) + b"hello world"
 
 
 @pytest.mark.parametrize("cuts", [(16,), (4,), (1,), (26,), (3, 9, 15, 17), (1, 2, 3, 4, 5, 6, 7)], ids=str)
@@ -495,7 +496,7 @@ def test_messages_come_in_any_pieces(cuts: tuple[int, ...], table: int | None) -
         pieces(wire, MESSAGE, cuts, table)
         with ept.hold(timeout=0) as view:
             assert bytes(view) == b"hello world"
-        pieces(wire, ns("in pieces", 77).join([MESSAGE[:4] + b"\x35\0\0\0\0\0\0\0\x28\0\0\0", b""]), cuts, table)
+        pieces(wire, struct.pack("=IIIHH", 50, 53, 0, 40, 0) + ns("in pieces", 77), cuts, table)
         assert wire.bus.open("in pieces", timeout=0).dst == 77
         assert wire.rings[1].used_idx == wire.rings[1].avail_idx
         drops(wire)

@@ -177,7 +177,7 @@ class HostError(Exception):
 
 
 class Host:
-    """A process of its own; called with a line of Python it runs that there, and returns the value, where it is a literal."""
+    """A process of its own; called with a line of Python it runs that there; returns the value, if it is a literal."""
 
     def __init__(self, *lines: str) -> None:
         self.process = subprocess.Popen(

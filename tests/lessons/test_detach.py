@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import struct
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -307,7 +306,7 @@ def without_prepare(log: list[str]) -> list[str]:
 @pytest.mark.lesson("08")
 @lasting
 def test_lesson_08_prepare_never_clears_loads_or_moves(remote: dict[str, Any]) -> None:
-    """All memory but rings, buffers and table is after an attach as the remote had it; carveouts are where they were."""
+    """But rings, buffers and table all memory is after an attach as the remote had it; carveouts stay in place."""
     mine = Resources()
     mine.carveout("heap", 0x4000)
     with Remoteproc(resources=mine, **remote) as rproc:
@@ -391,7 +390,7 @@ def test_lesson_09_without_acknowledgement_all_stays_attached(remote: dict[str, 
 @pytest.mark.lesson("09")
 @pytest.mark.parametrize("remote", ["process", "lasting"], indirect=True)
 def test_lesson_09_a_remote_that_was_too_slow_is_as_before(remote: dict[str, Any]) -> None:
-    """It wakes up after the time: the detach does not reach it any more, it serves its host, and the next one counts."""
+    """It wakes up later: that detach does not reach it any more, it serves its host, and the next one counts."""
     with Remoteproc(**remote) as rproc:
         echo(rproc)
         pid = rproc.platform.pid  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ SECTION = re.compile(r"^## (\d\d) .+\n((?:(?!## ).*\n)*)", re.MULTILINE)
 NAMES = [f"{number:02}" for number in range(1, 24)]
 
 
-def tests_there_are() -> dict[str, set[str]]:
+def marked_tests() -> dict[str, set[str]]:
     """By lesson: the names of the tests that carry its mark."""
     found: dict[str, set[str]] = defaultdict(set)
     for file in TESTS.rglob("test_*.py"):
@@ -28,7 +28,7 @@ def tests_there_are() -> dict[str, set[str]]:
     return found
 
 
-THERE_ARE = tests_there_are()
+THERE_ARE = marked_tests()
 SECTIONS = dict(SECTION.findall((TESTS.parent / "docs" / "lessons.md").read_text(encoding="utf-8")))
 
 

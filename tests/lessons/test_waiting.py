@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from remotes import SAMPLE, Gate, crash, echo, gone
-from support import require
+from support import kernel_has, require
 from support_wire import TIMEOUT, Call, blocked, until
 
-import rpmsgx
 from rpmsgx import ChannelRemoved, Closed, FirmwareError, Remoteproc, StateError, Timeout
 from rpmsgx.firmware import path as shipped
 from rpmsgx.notify.doorbell import readable
@@ -418,7 +417,7 @@ def source(kind: str, tmp_path: Path) -> Iterator[tuple[Any, Callable[[], object
             gate = Gate()
             yield gate, lambda: gate.turn(False), lambda: gate.turn(True)
         else:
-            require(qrtr(), "this kernel has no QRTR")
+            kernel_has(qrtr(), "this kernel has no QRTR")
             program = (
                 "import socket, struct\n"
                 "s = socket.socket(socket.AF_QIPCRTR, socket.SOCK_DGRAM)\n"
@@ -554,7 +553,3 @@ def test_lesson_20_who_is_not_there_at_the_start_is_no_error(tmp_path: Path) -> 
                 rproc.open(SAMPLE, timeout=0.01)
     with pytest.raises(ProcessLookupError):
         Remoteproc(platform="native", presence="pid:4194304")
-
-
-def test_names_are_used() -> None:
-    assert rpmsgx.Remoteproc is Remoteproc

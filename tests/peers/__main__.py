@@ -32,6 +32,7 @@ TOLERANCES = {
     "openamp": literal.TOLERATE_OPENAMP,
     "rpmsg-lite": literal.TOLERATE_RPMSG_LITE,
 }
+LENGTHS = {"linux": "exact", "openamp": "whole", "rpmsg-lite": "whole"}
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -49,7 +50,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--server", action=argparse.BooleanOptionalAction, help="write the table and listen")
     parser.add_argument("--num", type=int, default=256, help="descriptors in each ring")
     parser.add_argument("--profile", choices=PROFILES, default="linux", help="whom to imitate")
-    parser.add_argument("--peer", choices=TOLERANCES, default="linux", help="whose known faults to tolerate")
+    parser.add_argument("--peer", choices=TOLERANCES, default="linux", help="whose known habits to expect")
     parser.add_argument("--tolerate", action="append", default=[], metavar="RULE")
     parser.add_argument("--trap", action="append", default=[], metavar="NAME[=VALUE]", help="of LiteralPeer")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds for each single wait")
@@ -119,6 +120,7 @@ def main(argv: list[str]) -> int:
     options: dict[str, object] = {
         **PROFILES[arguments.profile],
         "tolerate": TOLERANCES[arguments.peer] | frozenset(arguments.tolerate),
+        "peer_lengths": LENGTHS[arguments.peer],
         "server": arguments.server,
         "num": arguments.num,
         **_traps(arguments.trap),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT, require
+from support import ROOT, kernel_has
 
 import rpmsgx
 from rpmsgx.errors import BoardError, ResourceError, StateError
@@ -366,7 +366,7 @@ def test_a_pci_device_that_cannot_be_enabled(sysfs: str, tmp_path: Path) -> None
 def huge() -> tuple[int, int]:
     """The size of a huge page here, and how many are free."""
     found = dict(re.findall(r"(\w+): +(\d+)", Path("/proc/meminfo").read_text()))
-    require("Hugepagesize" in found, "the kernel has no huge pages (CONFIG_HUGETLBFS)")
+    kernel_has("Hugepagesize" in found, "the kernel has no huge pages (CONFIG_HUGETLBFS)")
     free = int(found["HugePages_Free"]) - int(found["HugePages_Rsvd"])
     overcommit = Path("/proc/sys/vm/nr_overcommit_hugepages").read_text()
     return int(found["Hugepagesize"]) << 10, free + int(overcommit)
@@ -374,7 +374,7 @@ def huge() -> tuple[int, int]:
 
 def test_huge_pages() -> None:
     page, free = huge()
-    require(free >= 1, "no huge page is free: echo 1 > /proc/sys/vm/nr_hugepages")
+    kernel_has(free >= 1, "no huge page is free: echo 1 > /proc/sys/vm/nr_hugepages")
     with map_hugepages("shm", page, da=1 << 20) as region:
         assert (region.size, region.da, region.kind, region.sealed) == (page, 1 << 20, "cached", True)
         region.view[page - 1] = 1

@@ -248,7 +248,8 @@ REFUSED = {
     GOOD.replace("0x9000_0000", "0x5FFFF000"): ["15: [[memory]] pa: [0x60000000, 0x60100000) overlaps 'rom' in line 4"],
     GOOD.replace("0x9000_0000", "0xffff_ffff_ffff_0000"): ["7: [[memory]] pa: [0xffffffffffff0000, 0x1000000000003000"],
     GOOD + 'kind = "normal"': ["19: [[memory]] kind: 'normal' is not known; write 'cached', 'uncached' or 'device'"],
-    GOOD + 'backend = "men"': ["19: [[memory]] backend: 'men' is no backend; write 'memfd', 'hugepages', 'file:PATH', "],
+    GOOD
+    + 'backend = "men"': ["19: [[memory]] backend: 'men' is no backend; write 'memfd', 'hugepages', 'file:PATH', "],
     GOOD + 'backend = "file:"': ["19: [[memory]] backend: 'file:' is no backend; write 'file:PATH'"],
     GOOD + 'backend = "memfd:"': ["19: [[memory]] backend: 'memfd:' is no backend; write 'memfd'"],
     GOOD + 'backend = "shm:a/b"': ["19: [[memory]] backend: 'shm:a/b' is a path; write 'shm:NAME', or 'file:PATH'"],

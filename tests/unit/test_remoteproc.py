@@ -25,6 +25,7 @@ import rpmsgx
 from rpmsgx import ChannelRemoved, FirmwareError, PeerError, Remoteproc, ResourceError, StateError
 from rpmsgx.memory.region import Region
 from rpmsgx.memory.space import AddressSpace
+from rpmsgx.notify.doorbell import readable
 from rpmsgx.notify.timer import PolledDoorbell
 from rpmsgx.remoteproc.platform import Platform
 from rpmsgx.virtio.link import NEEDS_RESET
@@ -79,7 +80,7 @@ def test_boots_talks_and_stops(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.lesson("04")
-def test_as_many_shutdowns_as_boots(options: dict[str, Any]) -> None:
+def test_lesson_04_as_many_shutdowns_as_boots(options: dict[str, Any]) -> None:
     with Remoteproc(auto_boot=False, **options) as rproc:
         assert rproc.state == "offline"
         for count in (1, 2, 5):
@@ -127,13 +128,44 @@ def test_a_service_that_is_not_announced() -> None:
             rproc.open("nobody", timeout=0.25)
 
 
+def test_its_descriptor_wakes_for_every_bus_that_it_ever_has(options: dict[str, Any]) -> None:
+    """Whoever polls when it is readable, and never else, misses nothing: of no bus and no life."""
+    with Remoteproc(**options) as rproc:
+        fd = rproc.fileno()
+
+        def announced() -> None:
+            while len(rproc.channels) < 2:
+                assert readable(fd, TIMEOUT), "nothing wakes"
+                rproc.poll(0)
+
+        announced()
+        with rproc.open(SAMPLE, timeout=TIMEOUT) as ept:
+            got: list[bytes] = []
+            while len(got) < 50:
+                ept.send(b"x")
+                assert readable(ept.fileno(), TIMEOUT)
+                while (message := ept.try_recv()) is not None:
+                    got.append(message)
+        rproc.bus.close()
+        assert rproc.bus.is_up
+        announced()
+        for again in (rproc.boot, rproc.attach):
+            (rproc.shutdown if again == rproc.boot else rproc.detach)()
+            again()
+            announced()
+        rproc.crashed()
+        assert rproc.poll(TIMEOUT) and rproc.state in ("running", "crashed")
+        rproc.recover()
+        announced()
+
+
 def test_pickling_is_refused() -> None:
     with Remoteproc(platform="native") as rproc, pytest.raises(TypeError, match="pickled"):
         pickle.dumps(rproc)
 
 
 @pytest.mark.lesson("11")
-def test_the_firmware_changes_between_boots(options: dict[str, Any]) -> None:
+def test_lesson_11_the_firmware_changes_between_boots(options: dict[str, Any]) -> None:
     with Remoteproc(firmware="sample", **options) as rproc:
         for firmware, service in (("flood", "rpmsg-flood"), ("crash", "rpmsg-crash"), ("sample", SAMPLE)):
             with pytest.raises(StateError, match="running.*offline"):
@@ -234,7 +266,7 @@ def firmware(path: Path, table: bytes | None = TABLE, **more: Any) -> str:
 
 
 @pytest.mark.lesson("02")
-def test_at_its_first_instruction_the_remote_finds_everything_in_place(tmp_path: Path) -> None:
+def test_lesson_02_at_its_first_instruction_everything_is_in_place(tmp_path: Path) -> None:
     seen: list[Any] = []
 
     def look(board: Board) -> None:
@@ -351,7 +383,7 @@ def test_the_table_of_the_firmware_stays_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.lesson("13")
-def test_no_table_at_all(tmp_path: Path) -> None:
+def test_lesson_13_no_table_at_all(tmp_path: Path) -> None:
     board = Board()
     with Remoteproc(platform=board, firmware=firmware(tmp_path, table=None)) as rproc:
         assert rproc.state == "running" and rproc.trace() == "" and rproc.vdevs == () and rproc.channels == ()
@@ -373,7 +405,7 @@ def test_no_rpmsg_in_the_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.lesson("06")
-def test_blocked_calls_hear_that_the_remote_was_stopped(options: dict[str, Any]) -> None:
+def test_lesson_06_blocked_calls_hear_that_the_remote_was_stopped(options: dict[str, Any]) -> None:
     gone: list[str] = []
     with Remoteproc(firmware="crash", **options) as rproc:
         bus = rproc.bus
@@ -413,7 +445,7 @@ def test_blocked_calls_hear_that_the_remote_was_stopped(options: dict[str, Any])
 @pytest.mark.parametrize(
     "command, cause", [(b"u", "undefined|SIGILL"), (b"a", "unmapped|SIGSEGV"), (b"f", "fatal error")]
 )
-def test_a_crash(options: dict[str, Any], command: bytes, cause: str) -> None:
+def test_lesson_06_a_crash(options: dict[str, Any], command: bytes, cause: str) -> None:
     with Remoteproc(firmware="crash", recovery="disabled", **options) as rproc:
         for _ in range(2):
             bus = rproc.bus
@@ -503,7 +535,7 @@ def test_kill_9() -> None:
 @pytest.mark.parametrize(
     "order", ["rproc bus ept", "ept bus rproc", "bus rproc ept", "rproc ept bus", "rproc", "", "bus"]
 )
-def test_closing_in_any_order(options: dict[str, Any], order: str) -> None:
+def test_lesson_03_closing_in_any_order(options: dict[str, Any], order: str) -> None:
     rproc = Remoteproc(**options)
     things: dict[str, Any] = {"rproc": rproc, "bus": rproc.bus, "ept": rproc.open(SAMPLE, timeout=TIMEOUT)}
     things["ept"].send(b"x")
@@ -524,7 +556,7 @@ def test_closing_in_any_order(options: dict[str, Any], order: str) -> None:
         "threading.Thread(target=ept.recv, daemon=True).start()",
     ],
 )
-def test_at_the_end_of_the_interpreter(process: bool, end: str) -> None:
+def test_lesson_03_at_the_end_of_the_interpreter(process: bool, end: str) -> None:
     program = f"""
 import rpmsgx, sys, threading
 rproc = rpmsgx.Remoteproc(platform="native", process={process})
