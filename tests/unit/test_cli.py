@@ -203,7 +203,7 @@ def test_ls_reads_the_kernels_objects(tmp_path: Path) -> None:
         {
             "device": "virtio0.rpmsg-raw.-1.1024", "name": "rpmsg-raw", "src": "0xffffffff", "dst": "",
             "driver": "", "node": "",
-        }  # fmt: skip
+        }
     ]
     assert "imx-rproc" in ls._as_text(found)
 
