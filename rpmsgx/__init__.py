@@ -28,6 +28,7 @@ TYPE_CHECKING = False  # typing's own costs an import
 if TYPE_CHECKING:
     from rpmsgx import aio
     from rpmsgx.remoteproc.remoteproc import Remoteproc
+    from rpmsgx.remoteproc.resources import Resources
     from rpmsgx.rpmsg.bus import Bus, Channel, Claim, Endpoint, Hold
     from rpmsgx.rpmsg.open import open
 
@@ -43,6 +44,7 @@ _LAZY = {
     "Endpoint": "rpmsgx.rpmsg.bus",
     "Hold": "rpmsgx.rpmsg.bus",
     "Remoteproc": "rpmsgx.remoteproc.remoteproc",
+    "Resources": "rpmsgx.remoteproc.resources",
     "aio": "",
 }
 
@@ -65,6 +67,7 @@ __all__ = [
     "PeerError",
     "Remoteproc",
     "ResourceError",
+    "Resources",
     "StateError",
     "Timeout",
     "aio",

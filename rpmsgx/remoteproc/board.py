@@ -110,6 +110,7 @@ class Board:
     auto_boot: bool
     recovery: Literal["enabled", "disabled", "once"]
     recovery_by: Literal["reload", "attach"] | None
+    rebind: Literal["reset", "restart"] | None
     coredump: Literal["disabled", "enabled", "inline"]
     coredump_dir: str | None
     at_exit: Literal["stop", "detach"] | None
@@ -150,6 +151,8 @@ class Board:
             opened.pop_all()
         if self.recovery_by is not None:
             platform.recovery = self.recovery_by
+        if self.rebind is not None:
+            platform.rebind = self.rebind
         return platform
 
 
@@ -385,6 +388,7 @@ _BOARD = {
     "auto_boot": _Key(toml.boolean),
     "recovery": _Key(toml.choice("enabled", "disabled", "once")),
     "recovery_by": _Key(toml.choice("reload", "attach")),
+    "rebind": _Key(toml.choice("reset", "restart")),
     "coredump": _Key(toml.choice("disabled", "enabled", "inline")),
     "coredump_dir": _Key(toml.text),
     "at_exit": _Key(toml.choice("stop", "detach")),
@@ -474,6 +478,7 @@ def _read(reader: Reader, path: str, data: Mapping[str, Any]) -> Board:
         auto_boot=values.get("auto_boot", True),
         recovery=values.get("recovery", "enabled"),
         recovery_by=values.get("recovery_by"),
+        rebind=values.get("rebind"),
         coredump=values.get("coredump", "disabled"),
         coredump_dir=os.path.join(here, values["coredump_dir"]) if "coredump_dir" in values else None,
         at_exit=values.get("at_exit"),

@@ -157,9 +157,9 @@ TABLE: dict[State, dict[Event, Cell | str]] = {
     State.DETACHED: {
         Event.BOOT: ATTACH,
         Event.BOOT_LATER: MORE,
-        Event.SHUTDOWN: _NO_HOLDER,
+        Event.SHUTDOWN: LESS,  # of a boot that waits for its service
         Event.ATTACH: ATTACH,
-        Event.DETACH: _NO_HOLDER,
+        Event.DETACH: LESS,
         Event.CRASH: Cell(to=State.OFFLINE),  # Linux boots it here, with a count of 0; nobody asked for that
         Event.RECOVER: NOTHING,
         Event.REATTACH: NOTHING,

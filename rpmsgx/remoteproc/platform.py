@@ -78,6 +78,9 @@ class Platform:
     """What `open_platform` needs to open it in another process; None: it cannot be opened there."""
     recovery: Literal["reload", "attach"] = "reload"
     """How a crashed remote comes back: loaded and started anew, or by itself, and is attached to."""
+    rebind: Literal["reset", "restart"] = "reset"
+    """What a bus that comes back while the remote runs does: reset the device, or, where the firmware cannot take new
+    rings, restart the remote."""
 
     @property
     def crash(self) -> str | None:

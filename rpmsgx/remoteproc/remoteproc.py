@@ -14,7 +14,6 @@ import atexit
 import contextlib
 import logging
 import os
-import select
 import threading
 import time
 import weakref
@@ -22,8 +21,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from rpmsgx.errors import ChannelRemoved, Closed, StateError, Timeout
-from rpmsgx.notify.doorbell import readable
-from rpmsgx.notify.timer import Timer
+from rpmsgx.notify.watch import Watch
 from rpmsgx.remoteproc.lifecycle import Decision, Event, State, Work, decide
 from rpmsgx.remoteproc.platform import Image, Platform, open_platform
 from rpmsgx.remoteproc.resources import Resources
@@ -153,13 +151,8 @@ class Remoteproc:
         self._guardian: Guardian | None = None
         self._presence: Presence | None = None
         self._present = True
-        self._epoll = select.epoll()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._waiters = 0  # threads that wait for `fileno()`
-        self._watched = False  # somebody has it, so the buses keep notifications on
-        self._timer = Timer()
-        for fd in (self._wake, self._timer.fileno(), self._platform.doorbell.fileno()):
-            self._epoll.register(fd, select.EPOLLIN)
+        self._watch = Watch(self._platform.doorbell.fileno())
+        self._watched = False  # somebody has its descriptor, so the buses keep notifications on
         _remoteprocs.add(self)
         _platforms.add(self._platform)
         try:
@@ -325,36 +318,14 @@ class Remoteproc:
         self._let_go()
         with contextlib.ExitStack() as everything:
             everything.callback(self._platform.close)
-            for thing in (self._arrival, self._presence, self._timer):
+            for thing in (self._watch, self._arrival, self._presence):
                 if thing is not None:
                     everything.callback(thing.close)
             self._arrival = self._presence = None
-            self.wake()
-            self._close_descriptors()
-
-    def _close_descriptors(self) -> None:
-        """Once nobody waits for them any more."""
-        if self._closed and not self._waiters and self._wake >= 0:
-            wake, self._wake = self._wake, -1
-            self._epoll.close()
-            os.close(wake)
-
-    def _wait(self, timeout: float | None) -> None:
-        """Wait until there may be something to act on, which includes that another thread closes this."""
-        with self._lock:
-            self.fileno()
-            self._waiters += 1
-        try:
-            readable(self._epoll.fileno(), timeout)
-        finally:
-            with self._lock:
-                self._waiters -= 1
-                self._close_descriptors()
 
     def wake(self) -> None:
         """Make `fileno()` readable: there may be something to act on."""
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)
+        self._watch.wake()
 
     def _forget(self) -> None:
         """In a forked child."""
@@ -378,7 +349,7 @@ class Remoteproc:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_closed", True) is False and hasattr(self, "_wake"):
+        if getattr(self, "_closed", True) is False and hasattr(self, "_watch"):
             with contextlib.suppress(Exception):
                 self.close()
 
@@ -489,7 +460,7 @@ class Remoteproc:
 
     def _no_recovery(self) -> None:
         self._recover_at = None
-        self._timer.set(0)
+        self._watch.alarm(None)
 
     def _image(self) -> Image:
         """The firmware, read and checked. Raises FileNotFoundError, FirmwareError."""
@@ -534,7 +505,7 @@ class Remoteproc:
             first, longest = BACKOFF
             delay = 0.0 if self._crashes_in_a_row == 1 else min(first * 2 ** (self._crashes_in_a_row - 2), longest)
             self._recover_at = time.monotonic() + delay
-            self._timer.set(max(1, round(delay * 1000)))
+            self._watch.alarm(delay)
 
     def _act(self) -> int:
         """Act on what has happened by itself; how many such things there were."""
@@ -542,8 +513,7 @@ class Remoteproc:
             if self._closed:
                 return 0
             before = self._happened()
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wake)
+            self._watch.clear()
             self._look()
             self._act_on_presence()
             self._act_on_firmware()
@@ -588,9 +558,9 @@ class Remoteproc:
 
             assert self._firmware is not None
             self._arrival = Arrival(self._firmware, self._directories)
-            self._epoll.register(self._arrival.fileno(), select.EPOLLIN)
+            self._watch.add(self._arrival.fileno())
         elif not on and self._arrival is not None:
-            self._epoll.unregister(self._arrival.fileno())
+            self._watch.remove(self._arrival.fileno())
             self._arrival.close()
             self._arrival = None
 
@@ -601,7 +571,7 @@ class Remoteproc:
             presence = parse(presence)
         self._presence = presence
         if presence is not None:
-            self._epoll.register(presence.fileno(), select.EPOLLIN)
+            self._watch.add(presence.fileno())
             self._present = presence.present()
 
     # -- one host per remote -------------------------------------------------------------------------------------
@@ -704,20 +674,25 @@ class Remoteproc:
 
     # -- waiting -------------------------------------------------------------------------------------------------
 
+    def _wait(self, timeout: float | None) -> None:
+        """Wait until there may be something to act on, which includes that another thread closes this."""
+        self.fileno()
+        self._watch.wait(timeout)
+
     def fileno(self) -> int:
         """Readable when there may be something for `poll()`; the same descriptor until `close()`."""
         with self._lock:
             self._check_usable()
             self._watched = True
             self._watch_buses()
-            return self._epoll.fileno()
+            return self._watch.fileno()
 
     def _watch_buses(self) -> None:
         """A bus that goes takes its descriptor along; each new one is watched, if anything is."""
         if self._watched and not self._closed:
             for bus in self._buses():
-                with contextlib.suppress(FileExistsError, ChannelRemoved, Closed):
-                    self._epoll.register(bus.fileno(), select.EPOLLIN)
+                with contextlib.suppress(ChannelRemoved, Closed):
+                    self._watch.add(bus.fileno())
 
     def poll(self, timeout: float | None = 0) -> int:
         """Act on what happens: crashes, firmware, services, and the messages and channels of its buses.
@@ -773,7 +748,12 @@ class Remoteproc:
                 raise StateError(f"{self.name} is {self.state}: it has no bus")
             vdev = self.vdevs[0]
             if not vdev.bound and self.crash is None:
-                vdev.rebind()
+                if self._platform.rebind == "restart":
+                    self._do(Event.SERVICE_DOWN)
+                    self._do(Event.SERVICE_UP)
+                    vdev = self.vdevs[0]
+                else:
+                    vdev.rebind()
                 self._watch_buses()
             if vdev.bus is None:
                 raise StateError(f"{self.name} is {self.state}: it has no bus")

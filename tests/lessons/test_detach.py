@@ -581,3 +581,17 @@ def test_lesson_10_an_attached_remote_may_recover_by_itself(path: str) -> None:
                 assert ept.recv(timeout=TIMEOUT) == b"back"
 
 
+
+
+@pytest.mark.lesson("05")
+def test_lesson_05_a_remote_that_cannot_take_new_rings_is_restarted() -> None:
+    with Remoteproc(platform="native") as rproc:
+        rproc.boot()
+        rproc.platform.rebind = "restart"
+        for _ in range(3):
+            with rproc.open(SAMPLE, timeout=TIMEOUT) as endpoint:
+                endpoint.send(b"x")
+                assert endpoint.recv(timeout=TIMEOUT) == b"x"
+            assert rproc.trace().count("sample: up") == 1  # its first life, as far as it knows
+            rproc.bus.close()
+        assert (rproc.state, rproc.power) == ("running", 2)

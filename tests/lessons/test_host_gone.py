@@ -39,7 +39,7 @@ ENDS = {
     "exception": ["with rproc: raise ValueError"],
     "close": ["rproc.close()"],
     "with": ["with rproc: pass"],
-    "deleted": ["del rproc; import gc; gc.collect()"],
+    "deleted": ["import gc, weakref; left = weakref.ref(rproc); del ept, rproc; gc.collect(); assert left() is None"],
 }
 
 

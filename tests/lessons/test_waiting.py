@@ -482,6 +482,7 @@ def test_lesson_20_another_remotes_channel_is_looked_up_late(remote: dict[str, A
                         rproc.poll(0)
                 echo(modem)
                 end()
+                gc.collect()  # with the bus its descriptors go, and what they had to tell
                 woken(modem, "offline")
                 assert modem.power == 1
         assert storage.state == "detached"

@@ -22,13 +22,14 @@ EXPECTED = {
     ),
     "shutdown": (
         "-", ". offline 0", "stop offline 0", ". running 1", "stop offline 0", ". attached 1",
-        "stop offline 0", ". crashed 1", "-", "-", "-",
+        "stop offline 0", ". crashed 1", "-", ". detached 0", "-",
     ),
     "attach": (
         "-", "-", "-", "-", ". attached 2", ". attached 3", "-", "-", "attach attached 1", "attach attached 2", "-",
     ),
     "detach": (
-        "-", "-", "detach detached 0", ". running 1", "detach detached 0", ". attached 1", "-", "-", "-", "-", "-",
+        "-", "-", "detach detached 0", ". running 1", "detach detached 0", ". attached 1", "-", "-", "-",
+        ". detached 0", "-",
     ),
     "crash": (
         ". offline 0", ". offline 1", ". crashed 1", ". crashed 2", ". crashed 1", ". crashed 2",
