@@ -136,7 +136,7 @@ class Frontend:
         self.send(request, payload, fds, flags=1 | NEED_REPLY)
         got, flags, answer = self.receive()
         assert (got, flags, len(answer)) == (request, 1 | REPLY, 8)
-        return int.from_bytes(answer, "little")
+        return int(struct.unpack("=Q", answer)[0])
 
     def hung_up(self) -> bool:
         """Whether the back-end closes the connection, having been given a chance to read what was sent."""
