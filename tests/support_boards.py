@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rpmsgx.remoteproc.platform import Image, Platform
 
 NS, EVENT_IDX = 1 << 0, 1 << 29
-HEADER = struct.Struct("<IIIHH")  # src, dst, reserved, len, flags
+HEADER = struct.Struct("=IIIHH")  # src, dst, reserved, len, flags
 RING_BYTES = 0x3000  # num 256, align 4096: descriptors, available, and from 0x2000 used
 USED = 0x2000
 BUFFER = 512
@@ -61,14 +61,14 @@ class Driver:
         assert da is not None
         self.platform, self.features, self.num = platform, features, 256
         self.table = platform.space.view(da, len(table))
-        ver, entries, _, _, self.vdev, trace = struct.unpack_from("<6I", table)
+        ver, entries, _, _, self.vdev, trace = struct.unpack_from("=6I", table)
         assert (ver, entries) == (1, 2)
-        assert struct.unpack_from("<2I", table, self.vdev) == (3, 7)  # RSC_VDEV, VIRTIO_ID_RPMSG
-        assert struct.unpack_from("<I", table, trace) == (2,)
-        self.trace_da, self.trace_len = struct.unpack_from("<2I", table, trace + 4)
+        assert struct.unpack_from("=2I", table, self.vdev) == (3, 7)  # RSC_VDEV, VIRTIO_ID_RPMSG
+        assert struct.unpack_from("=I", table, trace) == (2,)
+        self.trace_da, self.trace_len = struct.unpack_from("=2I", table, trace + 4)
         shared = platform.shared
         self.shm = platform.space.view(shared.da, shared.size)
-        self.words = self.shm.cast("H")  # one access each, where struct's "<H" is two
+        self.words = self.shm.cast("H")  # one access each, where struct's "=H" is two
         self.da = shared.da
         self.address = shared.pa if platform.desc_addr == "pa" else shared.da
 
@@ -85,19 +85,19 @@ class Driver:
         self.shm[first : first + 2 * RING_BYTES] = bytes(2 * RING_BYTES)
         for i in (0, 1):
             self.vring(i, da=self.da + self.ring[i], num=self.num, notifyid=i)
-        struct.pack_into("<I", self.table, self.vdev + 16, self.features)
+        struct.pack_into("=I", self.table, self.vdev + 16, self.features)
         self.last, self.next = 0, 0
         for head in range(self.num):
             self.descriptor(0, head, self.address + self.buffers[0] + head * BUFFER, BUFFER, 2)
-            self.put("<H", self.ring[0] + 16 * self.num + 4 + 2 * head, head)
+            self.put("=H", self.ring[0] + 16 * self.num + 4 + 2 * head, head)
         self.avail_idx(0, self.num)
-        self.put("<H", self.avail(1), 1)  # no interrupts for buffers that come back
+        self.put("=H", self.avail(1), 1)  # no interrupts for buffers that come back
         self.status(1)
         self.status(3)
         self.status(7)
 
     def vring(self, i: int, *, da: int, num: int, notifyid: int, align: int = 4096) -> None:
-        struct.pack_into("<5I", self.table, self.vdev + 28 + 20 * i, da, align, num, notifyid, 0)
+        struct.pack_into("=5I", self.table, self.vdev + 28 + 20 * i, da, align, num, notifyid, 0)
 
     def kick(self, notifyid: int = 1) -> None:
         self.platform.doorbell.kick(notifyid)
@@ -139,11 +139,11 @@ class Driver:
         self.words[(self.avail(i) + 4) // 2 + self.num] = idx
 
     def descriptor(self, i: int, head: int, address: int, length: int, flags: int) -> None:
-        self.put("<QIHH", self.ring[i] + 16 * head, address, length, flags, 0)
+        self.put("=QIHH", self.ring[i] + 16 * head, address, length, flags, 0)
 
     def offer(self, head: int) -> None:
         """Make the descriptor `head` of vring 1 available."""
-        self.put("<H", self.avail(1) + 4 + 2 * (self.next % self.num), head)
+        self.put("=H", self.avail(1) + 4 + 2 * (self.next % self.num), head)
         self.next = (self.next + 1) & 0xFFFF
         self.avail_idx(1, self.next)
 
@@ -179,12 +179,12 @@ class Driver:
         if not self.wait(timeout):
             raise TimeoutError(f"no message; trace: {self.trace()!r}; crash: {self.platform.crash}")
         element = self.used(0) + 4 + 8 * (self.last % self.num)
-        head, length = self.get("<I", element), self.get("<I", element + 4)
+        head, length = self.get("=I", element), self.get("=I", element + 4)
         at = self.buffers[0] + head * BUFFER
         src, dst, _, size, _ = HEADER.unpack_from(self.shm, at)
         assert head < self.num and 16 + size == length <= BUFFER
         data = bytes(self.shm[at + 16 : at + 16 + size])
-        self.put("<H", self.avail(0) + 4 + 2 * ((self.last + self.num) % self.num), head)
+        self.put("=H", self.avail(0) + 4 + 2 * ((self.last + self.num) % self.num), head)
         self.last = (self.last + 1) & 0xFFFF
         posted = self.last + self.num
         self.avail_idx(0, posted)
@@ -197,7 +197,7 @@ class Driver:
         found = {}
         for _ in range(count):
             src, dst, data = self.recv()
-            name, addr, flags = struct.unpack("<32sII", data)
+            name, addr, flags = struct.unpack("=32sII", data)
             assert (dst, flags, src) == (53, 0, addr)
             found[name.partition(b"\0")[0].decode()] = addr
         return found

@@ -23,12 +23,11 @@ cdef class Register:
     cdef Py_buffer _view
     cdef volatile uint32_t *_word
 
-    def __cinit__(self, buffer, Py_ssize_t offset):
+    def __cinit__(self, buffer, offset):
         PyObject_GetBuffer(buffer, &self._view, PyBUF_SIMPLE | PyBUF_WRITABLE)
-        cdef uint8_t *at = <uint8_t *>self._view.buf + offset
-        if not 0 <= offset <= self._view.len - 4 or <size_t>at % 4:
+        if not 0 <= offset <= self._view.len - 4 or (<size_t>self._view.buf + <size_t>offset) % 4:
             raise ValueError(f"offset {offset:#x} is no multiple of 4 inside {self._view.len:#x} bytes of registers")
-        self._word = <volatile uint32_t *>at
+        self._word = <volatile uint32_t *>(<uint8_t *>self._view.buf + <size_t>offset)
 
     def __dealloc__(self):
         PyBuffer_Release(&self._view)

@@ -1,10 +1,11 @@
-"""A remote core that the Linux kernel runs: its remoteproc class in sysfs, and what debugfs and /dev add to that.
+"""Remote cores that the Linux kernel runs, under the API of `Remoteproc`.
 
-The kernel owns the remote. It loads firmware, recovers, keeps core dumps; whoever may write to sysfs can start and stop
-it at any time. So nothing is remembered here: every property asks the kernel.
+The kernel owns such a remote. It loads firmware, gives memory, recovers, keeps core dumps; whoever may write to sysfs
+can start and stop it at any time. So its state is not remembered here but asked for. What is remembered is what this
+object has asked the kernel for, so that it can be given back.
 
-Formats: Documentation/ABI/testing/sysfs-class-remoteproc, include/uapi/linux/remoteproc_cdev.h, and drivers/remoteproc
-and drivers/base/devcoredump.c for what is written down nowhere else.
+Formats: include/uapi/linux/remoteproc_cdev.h; the log messages of drivers/remoteproc/remoteproc_core.c, which alone
+tell of a crash that the kernel has recovered from.
 """
 
 from __future__ import annotations
@@ -14,104 +15,175 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import struct
+import threading
 import time
-import weakref
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Never
 
 from rpmsgx.errors import Closed, FirmwareError, ResourceError, StateError, Timeout
-from rpmsgx.notify.doorbell import readable
-from rpmsgx.notify.timer import Timer
+from rpmsgx.notify.doorbell import Doorbell
+from rpmsgx.notify.watch import Watch
+from rpmsgx.remoteproc.kmsg import KernelLog
+from rpmsgx.remoteproc.lifecycle import Event, State
+from rpmsgx.remoteproc.platform import Platform
+from rpmsgx.remoteproc.remoteproc import AtExit, Coredump, Remoteproc, _board, _one_of, _platform, _remoteprocs
+from rpmsgx.remoteproc.sysfs import ATTRIBUTE, Channel, Files, StrPath, denied
+from rpmsgx.remoteproc.uptime import Crash
 
 if TYPE_CHECKING:
-    from rpmsgx.remoteproc.platform import CrashKind
+    from rpmsgx.remoteproc.board import Board
+    from rpmsgx.remoteproc.platform import Image
+    from rpmsgx.remoteproc.presence import Presence
+    from rpmsgx.remoteproc.remoteproc import Recovery
+    from rpmsgx.remoteproc.resources import Resources
+    from rpmsgx.remoteproc.vdev import RpmsgVdev, Subdevice
 
-log = logging.getLogger(__name__)
-log.addHandler(logging.NullHandler())
+__all__ = ["AtExit", "Channel", "LinuxPlatform", "LinuxRemoteproc"]
 
-AtExit: TypeAlias = Literal["stop", "detach"]
-StrPath: TypeAlias = str | os.PathLike[str]
+log = logging.getLogger("rpmsgx.remoteproc")
 
 SET_SHUTDOWN_ON_RELEASE = 0x4004_B701  # _IOW(0xB7, 1, __s32)
-CRASH_TYPES: dict[CrashKind, int] = {"fault": 0, "watchdog": 1, "fatal error": 2}  # enum rproc_crash_type
-HELPERS = ("rpmsg_ns", "rpmsg_ctrl")  # devices on the rpmsg bus that no remote announced
-ATTRIBUTE = 4096  # bytes of a sysfs attribute: a page at most
-CHUNK = 1 << 16
-POLL_MS = 100  # between two looks at the state
+CRASH_TYPES = {"fault": 0, "watchdog": 1, "fatal error": 2}  # enum rproc_crash_type
+KINDS = {"mmufault": "fault"}  # what the kernel calls otherwise
+REPORTED = re.compile(r"crash detected in .*: type (.*)")
+HANDLED = re.compile(r"handling crash #(\d+) in ")
+STATES = {state.value: state for state in State}
+UP = ("running", "attached", "crashed")
+NAME = ATTRIBUTE - 2  # bytes of a firmware's name: shown with a line feed, it must be less than a page
+POLL = 0.1  # seconds between two looks at the state
 DUMP_POLL = 0.01  # seconds between two looks for a core dump
 SEE_LOG = "the kernel log says why"
 
 
-class Channel(NamedTuple):
-    """An rpmsg channel as the kernel sees it: `src` is the kernel's address, `dst` the remote's."""
+class LinuxPlatform(Platform):
+    """The kernel, which runs its remotes by itself: all that there is to know is where its files are."""
 
-    name: str
-    src: int
-    dst: int
+    name = "linux"
 
+    def __init__(
+        self, *, sysfs: StrPath = "/sys", dev: StrPath = "/dev", debugfs: StrPath = "/sys/kernel/debug"
+    ) -> None:
+        self.sysfs, self.dev, self.debugfs = os.fspath(sysfs), os.fspath(dev), os.fspath(debugfs)
+        self.doorbell = Doorbell()
 
-# A forked child has no part in its parent's remotes: a copy of the descriptor would keep `at_exit` from working.
-_remoteprocs: weakref.WeakSet[LinuxRemoteproc] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for rproc in list(_remoteprocs):
-        rproc.close()
+    def ships(self, firmware: str) -> bool:
+        return False
 
 
-os.register_at_fork(after_in_child=_after_fork)
-
-
-class LinuxRemoteproc:
+class LinuxRemoteproc(Remoteproc):
     """The remote that its driver calls `name`; where several have that name, the name of the device says which.
 
-    The number in "remoteproc0" depends on the order of probing and is no name. `firmware` is set if it is given.
+    `Remoteproc(name, platform="linux")` makes one. The number in "remoteproc0" depends on the order of probing and is
+    no name. Options are those of `LinuxPlatform`. What differs from other remotes:
 
-    `at_exit` is what the kernel does when this is closed or its process ends, kill -9 included: "stop" for a remote
-    that the kernel boots, "detach" for one that it found running. That is all that the kernel offers, other
-    combinations are refused. It gives back one `boot`, so a remote that others hold up stays up. The kernel keeps this
-    per remote and for good: whoever else closes /dev/remoteprocN does the same. None leaves the remote as it is. With
-    at_exit all commands go over /dev/remoteprocN, and a udev rule for it lets others than root use them.
+    `firmware` is a name below the kernel's directories; None leaves the one that is set, as None does for `recovery`
+    and `coredump`. With `coredump` "inline" `poll` moves each dump to `coredump_dir`, for which the kernel waits.
+    `recovery` cannot be "once", and the kernel takes no `resources`. `auto_boot` is False by default where neither
+    `platform` nor `board` is given: `LinuxRemoteproc(name)` is for a look.
 
-    A context manager: leaving it closes. Every call is a few system calls and safe in any thread, but for `poll` and
-    `close`. A boot, a stop, a recovery last as long as the kernel needs; they cannot be given up.
+    Others may boot and stop the remote as well, and the kernel counts them all. `power` is what this object holds, and
+    what it gives back at its end, so a remote that others hold stays up. The kernel can detach only from a remote that
+    it attached to, so `at_exit` "detach" refuses to boot one. `guardian` has the kernel give one boot back where this
+    process is killed: it stops what was booted, and detaches from what was attached to. All commands go over
+    /dev/remoteprocN then, which a udev rule lets others than root use. There is one guardian per remote.
+
+    What the kernel refuses is a FileNotFoundError where it finds no firmware, a FirmwareError where it does not accept
+    that, a ResourceError where it has not the memory or, at an attach, does not accept the resource table, a
+    StateError, a PermissionError, else an OSError with the error of the driver. `shutdown` and `detach` by one who
+    holds nothing take from the others. `attach` cannot resume, `detach` takes the time that the driver needs.
+
+    Thread-safe. A boot, a stop, a recovery last as long as the kernel needs; they cannot be given up. With `coredump`
+    "inline", `recover` waits until another thread or process has taken the dump with `coredump()`.
 
     Raises FileNotFoundError if there is no such remote, telling which there are, ValueError if there are several,
-    StateError if at_exit is not possible, PermissionError, and what setting `firmware` raises.
+    StateError, PermissionError, and what setting `firmware` and booting raise.
     """
 
     def __init__(
         self,
-        name: str,
+        name: str | None = None,
         *,
+        platform: str | Platform | None = None,
         firmware: str | None = None,
+        board: StrPath | Board | None = None,
+        auto_boot: bool | None = None,
+        resources: Resources | None = None,
+        presence: Presence | str | None = None,
+        recovery: Recovery | None = None,
+        coredump: Coredump | None = None,
+        coredump_dir: StrPath | None = None,
         at_exit: AtExit | None = None,
-        sysfs: StrPath = "/sys",
-        dev: StrPath = "/dev",
-        debugfs: StrPath = "/sys/kernel/debug",
+        guardian: bool = False,
+        spin: float | None = None,
+        **options: Any,
     ) -> None:
-        if at_exit not in (None, "stop", "detach"):
-            raise ValueError(f"at_exit={at_exit!r}: must be 'stop', 'detach' or None")
-        self._sysfs = os.fspath(sysfs)
-        self._path, self.name, self._dir = _find(name, self._sysfs)
-        node = os.path.basename(self._path)
-        self._dev = os.path.join(dev, node)
-        self._debugfs = os.path.join(debugfs, "remoteproc", node)
-        self._at_exit = at_exit
+        self._lock = threading.RLock()
+        self._closed = self._forked = False
+        given = _board(board)
+
+        def setting(value: Any, key: str, default: Any = None) -> Any:
+            return value if value is not None else getattr(given, key, default)
+
+        name = setting(name, "name")
+        if name is None:
+            raise ValueError("platform 'linux' needs a name: what the driver calls the remote")
+        if resources is not None or getattr(given, "claims", None) or getattr(given, "memory", None):
+            raise ResourceError(f"{name}: the kernel sees to its remotes' memory, and takes no resources")
+        self.at_exit = setting(at_exit, "at_exit")
+        if self.at_exit is not None:
+            _one_of("at_exit", self.at_exit, AtExit)
+        self.spin = setting(spin, "spin", 0.0)
+        if isinstance(platform, Platform):
+            self._platform = _platform(platform, None, options)
+        else:
+            self._platform = LinuxPlatform(**{**getattr(given, "options", {}), **options})
+        assert isinstance(self._platform, LinuxPlatform)
+        self._files = Files(name, sysfs=self._platform.sysfs, debugfs=self._platform.debugfs)
+        self.name, self._path = self._files.name, self._files.path
+        self._state = State.OFFLINE
+        self._power = self._crash_count = 0
+        self._first_crash: int | None = None  # the kernel's count before it
+        self._last_crash = None
+        self._reported: str | None = None  # the kind of crash that was logged last
+        self._cause: str | None = None  # of one that was reported by hand
+        self._recovering = False
+        self._error = None
+        self._bus: Any = None
+        self._coredump_dir: str | None = None  # type: ignore[assignment]
         self._cdev = -1
-        self._timer: Timer | None = None
+        # What the base's waiting works with.
+        self._arrival = self._presence = self._hold = self._saved = self._guardian = self._recover_at = None
+        self._present = True
+        self._directories = ()
+        self._watch = Watch()
+        self._watch.alarm(POLL)
+        self._watched = False
+        self._log = self._open_log()
         _remoteprocs.add(self)
         try:
-            self._seen = self.state
-            if firmware is not None:
-                self.firmware = firmware
-            if at_exit is not None:
-                self._check_at_exit(self._seen)
-                self._cdev = self._hold()
+            self._state = self._now()
+            self._configure(setting(firmware, "firmware"), setting(recovery, "recovery"), setting(coredump, "coredump"))
+            if setting(coredump, "coredump") == "inline":
+                self._coredump_dir = os.fspath(setting(coredump_dir, "coredump_dir") or ".")
+            if guardian:
+                self._cdev = self._open_cdev()
+            self._watch_presence(setting(presence, "presence"))
+            if setting(auto_boot, "auto_boot", platform is not None):
+                self._auto_boot()
         except BaseException:
             self.close()
             raise
+
+    def _configure(self, firmware: str | None, recovery: str | None, coredump: str | None) -> None:
+        """What the kernel has already is not set again: not everybody may, and not in every state."""
+        self._firmware = self.firmware
+        if firmware not in (None, self._firmware):
+            self.firmware = firmware
+        if recovery not in (None, self.recovery):
+            self.recovery = recovery  # type: ignore[assignment]
+        if coredump not in (None, self.coredump_mode):
+            self.coredump_mode = coredump  # type: ignore[assignment]
 
     # -- its life ------------------------------------------------------------------------------------------------
 
@@ -119,75 +191,33 @@ class LinuxRemoteproc:
     def state(self) -> str:
         """ "offline", "running", "attached", "crashed", "detached"; "deleted": its driver went, or this is closed."""
         try:
-            return self._read("state")
+            return self._files.read("state")
         except StateError:
             return "deleted"
 
-    def boot(self) -> None:
-        """Start the remote, or attach to one that is detached, or count one more user of one that is up.
+    def _now(self) -> State:
+        return STATES.get(self.state, State.OFFLINE)  # "suspended" and "invalid" are never set
 
-        Returns when the kernel has done it. Raises FirmwareError if it does not find or does not accept the firmware,
-        ResourceError if it has not the memory or, at an attach, does not accept the remote's resource table,
-        StateError, PermissionError, else OSError with the error of the driver.
-        """
-        state = self.state
-        self._check_at_exit(state)
-        code = self._command("start")
-        if code and state == "detached":
-            if code == errno.EINVAL:
-                raise ResourceError(f"{self.name}: the kernel does not accept what the remote asks for; {SEE_LOG}")
-        elif code == errno.ENOENT:
-            raise FirmwareError(f"{self.name}: the kernel finds no firmware {self.firmware!r}; {self._where()}")
-        elif code == errno.EINVAL:
-            raise FirmwareError(f"{self.name}: the kernel does not accept firmware {self.firmware!r}; {SEE_LOG}")
-        self._check(code, "start")
+    @property
+    def power(self) -> int:
+        """How many boots and attaches of this object's the kernel counts. What others hold, it does not tell."""
+        return self._power
 
-    def attach(self) -> None:
-        """`boot` for a remote that somebody else has started. Raises StateError if it is not detached or attached."""
-        state = self.state
-        if state not in ("detached", "attached"):
-            raise StateError(f"{self.name} is {state}: no remote runs that could be attached to; boot() starts one")
-        self.boot()
+    @property
+    def crash(self) -> Crash | None:
+        """Why it is crashed; None while it is not. The kind is "unknown" where the kernel's log cannot be read."""
+        with self._lock:
+            self._look()
+            if self._state is not State.CRASHED:
+                return None
+            return self._last_crash or Crash("unknown", SEE_LOG, time.time())  # it happened before this was made
 
-    def shutdown(self) -> None:
-        """Give back one `boot`; the last one stops the remote, also a crashed or an attached one.
-
-        Raises StateError if it is not up or its driver cannot stop it, PermissionError, else OSError with the error of
-        the driver.
-        """
-        self._end("stop", ("running", "attached", "crashed"))
-
-    def detach(self) -> None:
-        """Give back one `boot`; the last one lets go of an attached remote, which runs on. Raises as `shutdown`."""
-        self._end("detach", ("attached",))
-
-    def recover(self) -> None:
-        """Bring a crashed remote back now; nothing for any other. Raises StateError if it does not come back.
-
-        With `coredump_mode` "inline" it lasts until somebody has taken the dump.
-        """
-        before = self.state
-        self._check(self._write("recovery", "recover"), "recover")
-        after = self.state  # the kernel does not tell how it went
-        if before == "crashed" and after in ("crashed", "offline"):
-            raise StateError(f"{self.name} did not recover and is {after}; {SEE_LOG}")
-
-    def crashed(self, kind: CrashKind = "fatal error", cause: str = "") -> None:
-        """Report by hand that the remote has crashed. The kernel acts on it in its own time: `poll` for the state.
-
-        The kernel takes the kind; the cause is logged here. Raises StateError if the remote is not up (for a detached
-        one the kernel would take the report, and boot it), or without debugfs.
-        """
-        if kind not in CRASH_TYPES:
-            raise ValueError(f"kind={kind!r}: must be one of {', '.join(map(repr, CRASH_TYPES))}")
-        state = self.state
-        if state not in ("running", "attached", "crashed"):
-            raise StateError(f"{self.name} is {state}: it cannot crash")
-        log.warning("%s: %s reported by hand%s", self.name, kind, f": {cause}" if cause else "")
-        with self._debug("crash", os.O_WRONLY) as fd:
-            os.write(fd, b"%d" % CRASH_TYPES[kind])
-
-    # -- its settings --------------------------------------------------------------------------------------------
+    @property
+    def crash_count(self) -> int:
+        """Crashes since this object was made; without the kernel's log, those that a call has seen."""
+        with self._lock:
+            self._look()
+            return self._crash_count
 
     @property
     def firmware(self) -> str:
@@ -195,22 +225,28 @@ class LinuxRemoteproc:
 
         Setting raises StateError unless the remote is offline, ValueError for a name that the kernel cannot take.
         """
-        return self._read("firmware")
+        return self._files.read("firmware")
 
     @firmware.setter
-    def firmware(self, firmware: str) -> None:
-        size = len(os.fsencode(firmware))
-        if not 0 < size < ATTRIBUTE or firmware.startswith("/") or "\n" in firmware or "\0" in firmware:
-            raise ValueError(
-                f"firmware {firmware[:80]!r}: the kernel takes a relative name of 1 to {ATTRIBUTE - 1} bytes without "
-                f"a line feed; {self._where()}"
-            )
-        self._check(self._write("firmware", firmware), f"change its firmware to {firmware!r}")
+    def firmware(self, firmware: str | None) -> None:
+        with self._lock:
+            self._check_usable()
+            name = os.fsencode(firmware or "")
+            if firmware is None or not 0 < len(name) <= NAME or name.startswith(b"/") or {*b"\n\0"} & {*name}:
+                raise ValueError(
+                    f"firmware {firmware and firmware[:80]!r}: the kernel takes a relative name of 1 to {NAME} bytes "
+                    f"without a line feed; {self._files.firmware_path}"
+                )
+            self._check(self._files.write("firmware", firmware), f"change its firmware to {firmware!r}")
+            self._firmware = firmware
+            self._error = None
+            if self._arrival is not None:
+                self._arrival.retarget(firmware)
 
     @property
     def recovery(self) -> str:
         """Does the kernel recover a crashed remote by itself? "enabled" (which also recovers it now) or "disabled"."""
-        return self._read("recovery")
+        return self._files.read("recovery")
 
     @recovery.setter
     def recovery(self, mode: Literal["enabled", "disabled"]) -> None:
@@ -222,317 +258,361 @@ class LinuxRemoteproc:
 
         With "inline" its recovery waits until the dump is taken. To set this raises StateError while it is crashed.
         """
-        return self._read("coredump")
+        return self._files.read("coredump")
 
     @coredump_mode.setter
-    def coredump_mode(self, mode: Literal["disabled", "enabled", "inline"]) -> None:
+    def coredump_mode(self, mode: Coredump) -> None:
         self._set("coredump", mode, ("disabled", "enabled", "inline"))
+
+    @property
+    def image(self) -> Image:
+        """Raises StateError: the kernel does not tell what was in the file that it loaded."""
+        raise StateError(f"{self.name} is {self.state}: the kernel does not tell which image it loaded, see `firmware`")
+
+    @property
+    def waiting_for(self) -> str | None:
+        """What a remote that is wanted waits for: its firmware, its service, its recovery; else None."""
+        return "its recovery" if self._recovering else super().waiting_for
+
+    def crashed(self, kind: str = "fatal error", cause: str = "reported by hand") -> None:
+        """Report by hand that the remote has crashed. The kernel acts on it in its own time: `poll` for the state.
+
+        Raises ValueError for a `kind` other than "fault", "watchdog" and "fatal error", StateError if the remote is not
+        up (for a detached one the kernel would take the report, and boot it), or without debugfs.
+        """
+        if kind not in CRASH_TYPES:
+            raise ValueError(f"kind={kind!r}: must be one of {', '.join(map(repr, CRASH_TYPES))}")
+        with self._lock:
+            self._check_usable()
+            state = self.state
+            if state not in UP:
+                raise StateError(f"{self.name} is {state}: it cannot crash")
+            log.warning("%s: %s reported by hand: %s", self.name, kind, cause)
+            self._cause = cause
+            self._files.debug_write("crash", b"%d" % CRASH_TYPES[kind])
+
+    def add_subdevice(self, subdevice: Subdevice) -> None:
+        """Raises StateError: nothing of a program's can follow what the kernel does."""
+        raise StateError(f"{self.name}: the kernel's remotes take no subdevices")
 
     # -- what it says --------------------------------------------------------------------------------------------
 
     @property
-    def channels(self) -> tuple[Channel, ...]:
-        """The rpmsg channels that lead to the remote, by name; () while it is down."""
-        bus = os.path.join(self._sysfs, "bus", "rpmsg", "devices")
-        ours = os.path.realpath(self._path) + os.sep
-        found = []
-        for device in (os.path.join(bus, name) for name in _list(bus)):
-            if os.path.realpath(device).startswith(ours):
-                with contextlib.suppress(OSError):  # it has gone meanwhile
-                    name, src, dst = (_read_file(os.path.join(device, part)) for part in ("name", "src", "dst"))
-                    found.append(Channel(name, int(src, 0), int(dst, 0)))
-        return tuple(sorted(channel for channel in found if channel.name not in HELPERS))
-
-    def trace(self) -> str:
-        """What the remote has written to its trace buffers. Raises StateError if it has none, or without debugfs."""
-        numbers = [int(file[5:]) for file in self._debug_list() if file[:5] == "trace" and file[5:].isdecimal()]
-        if not numbers:
-            raise StateError(f"{self.name} is {self.state}: it has no trace")
-        return "".join(self._debug_text(f"trace{number}") for number in sorted(numbers))
+    def resources(self) -> Never:  # type: ignore[override]
+        """Raises StateError: the kernel gives its remotes their memory. See `resource_table`."""
+        raise StateError(f"{self.name}: the kernel sees to its remotes' memory, and takes no resources")
 
     def resource_table(self) -> str:
         """The resource table as the kernel explains it to people. Raises StateError without debugfs."""
-        return self._debug_text("resource_table")
+        return self._files.debug_text("resource_table")
 
-    def coredump(self, path: StrPath, timeout: float = 5.0) -> None:
+    def trace(self) -> str:
+        """What the remote has written to its trace buffers. Raises StateError if it has none, or without debugfs."""
+        numbers = [int(file[5:]) for file in self._files.debug_list() if re.fullmatch(r"trace\d+", file)]
+        if not numbers:
+            raise StateError(f"{self.name} is {self.state}: it has no trace")
+        return "".join(self._files.debug_text(f"trace{number}") for number in sorted(numbers))
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:  # type: ignore[override]
+        """The rpmsg channels that lead to the remote, by name; () while it is down. Takes no hold of any of them."""
+        return self._files.channels
+
+    @property
+    def vdevs(self) -> tuple[RpmsgVdev, ...]:
+        """(): they are the kernel's."""
+        return ()
+
+    @property
+    def lost(self) -> int:
+        """0: the kernel does not count them."""
+        return 0
+
+    @property
+    def bus(self) -> Any:
+        """The kernel's rpmsg services that lead to this remote, a `rpmsgx.char.Bus`; it stays over boots and stops.
+
+        Raises StateError while the remote is not up, and the error of a boot that failed by itself.
+        """
+        with self._lock:
+            self._look()
+            error, self._error = self._error, None
+            if error is not None:
+                raise error
+            if self._state not in (State.RUNNING, State.ATTACHED):
+                raise StateError(f"{self.name} is {self._state}: it has no bus")
+            if self._bus is None or self._bus._closed:
+                from rpmsgx.rpmsg.open import open
+
+                self._bus = open(f"char:{self._files.node}")
+                self._watch_buses()
+            return self._bus
+
+    def _buses(self) -> list[Any]:
+        return [] if self._bus is None or self._bus._closed else [self._bus]
+
+    def _kick(self, bus: Any) -> None:
+        """The kernel has done so."""
+
+    def coredump(self, path: StrPath, format: Literal["elf", "raw"] = "elf", *, timeout: float = 5.0) -> None:
         """Wait for a core dump, `timeout` seconds at most, and move it to file `path`, with mode 0600.
 
         The kernel keeps one dump per remote for five minutes; until it is taken, later ones are lost. It is freed once
         it is in the file, which appears complete. Raises Timeout if there is none, StateError if there can be none,
         PermissionError, OSError if the file cannot be written.
         """
+        _one_of("format", format, Literal["elf", "raw"])
         deadline = time.monotonic() + timeout
-        while (dump := self._dump()) is None:
-            self._check_coredump()
+        while (dump := self._files.dump()) is None:
+            if self.coredump_mode == "disabled":
+                raise StateError(f"{self.name} leaves no core dump: set coredump_mode to 'enabled' before it crashes")
+            self._files.check_dumps()
             if time.monotonic() >= deadline:
                 raise Timeout(f"no core dump of {self.name} within {timeout} s")
             time.sleep(DUMP_POLL)
-        source = self._open("devcoredump/data", os.O_RDWR)
-        try:
-            _save(source, os.fspath(path))
-            os.write(source, b"1")  # anything frees it, after a while
-        finally:
-            os.close(source)
-        while self._dump() == dump and time.monotonic() < deadline:
+        self._files.move_dump(os.fspath(path))
+        while self._files.dump() == dump and time.monotonic() < deadline:
             time.sleep(DUMP_POLL)
+        if format == "raw":
+            from rpmsgx.remoteproc.coredump import Core
 
-    # -- waiting -------------------------------------------------------------------------------------------------
+            Core.read(path).write(path, "raw")
 
-    def fileno(self) -> int:
-        """Readable when it is time to `poll`, ten times a second; -1 when closed.
+    # -- what has happened ---------------------------------------------------------------------------------------
 
-        The kernel tells nobody of a new state: there is neither a sysfs_notify() nor an uevent for it.
-        """
-        if self._timer is None and self._dir >= 0:
-            self._timer = Timer()
-            self._timer.set(POLL_MS)
-        return -1 if self._timer is None else self._timer.fileno()
+    def _act(self) -> int:
+        self._watch.alarm(POLL)  # the kernel tells nobody of a new state but in its log
+        return super()._act()
 
-    def poll(self, timeout: float | None = 0) -> bool:
-        """Is the state another one than at the last call? Waits up to `timeout` seconds (None: for ever) for that.
+    def _look(self) -> None:
+        """Bring the state up to date, and take a core dump that the kernel waits for."""
+        if self._closed:
+            return
+        for text in self._log.read() if self._log is not None else ():
+            if (found := REPORTED.search(text)) is not None:
+                self._reported = found[1]
+            elif (found := HANDLED.search(text)) is not None:
+                self._count_crash(int(found[1]))
+        state = self._now()
+        if self._log is None and state is State.CRASHED and self._state is not State.CRASHED:
+            self._count_crash((self._first_crash or 0) + self._crash_count + 1)
+        if self._recovering:
+            self._recovering = state in (State.CRASHED, State.OFFLINE) and self.recovery == "enabled"
+        self._state = state
+        if self._coredump_dir is not None and self._files.dump() is not None:
+            self._take_dump()
 
-        A state that comes and goes between two looks is not seen. One that is deleted has no other any more.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            if self._timer is not None:
-                self._timer.set(POLL_MS)
-            state = self.state
-            if state != self._seen:
-                self._seen = state
-                return True
-            left = None if deadline is None else deadline - time.monotonic()
-            if state == "deleted" or (left is not None and left <= 0):
-                return False
-            readable(self.fileno(), left)
+    def _count_crash(self, number: int) -> None:
+        """`number`: of all that the kernel has counted."""
+        if self._first_crash is None:
+            self._first_crash = number - 1
+        self._crash_count = number - self._first_crash
+        kind = self._reported or "unknown"
+        cause, self._cause = self._cause or SEE_LOG, None
+        self._last_crash = Crash(KINDS.get(kind, kind), cause, time.time())
+        self._recovering = True
+        log.error("%s crashed (%s): %s", self.name, self._last_crash.kind, cause)
 
-    def close(self) -> None:
-        """Let go of the remote: the kernel does what `at_exit` says, else leaves it as it is. Idempotent."""
-        _remoteprocs.discard(self)
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.close()
-        for fd in (self._cdev, self._dir):
-            if fd >= 0:
-                os.close(fd)
-        self._cdev = self._dir = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    # -- at_exit -------------------------------------------------------------------------------------------------
-
-    def _check_at_exit(self, state: str) -> None:
-        """The kernel stops what it booted, and detaches from what it attached to."""
-        found_running = state in ("detached", "attached")
-        if self._at_exit is not None and state != "crashed" and (self._at_exit == "detach") != found_running:
-            other = "detach" if found_running else "stop"
-            raise StateError(f"{self.name} is {state}: the kernel cannot {self._at_exit} it at exit, only {other} it")
-
-    def _hold(self) -> int:
-        """A descriptor of the remote's character device, told to apply the policy at its release."""
-        device = self._read("dev") if os.access("dev", os.F_OK, dir_fd=self._dir) else ""
+    def _take_dump(self) -> None:
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        name = f"{self.name.replace(os.sep, '_')}-{stamp}-{self._crash_count}.core"
+        path = os.path.join(self._coredump_dir or "", name)
         try:
-            fd = os.open(self._dev, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise StateError(f"at_exit needs {self._dev}, from a kernel with CONFIG_REMOTEPROC_CDEV") from None
-        except PermissionError as error:
-            raise _denied(error, self._dev) from None
+            self.coredump(path)
+        except Exception as error:  # the next one would fail as well
+            self._coredump_dir = None
+            self._error = error
+            log.error("%s: %s", self.name, str(error))
+        else:
+            log.info("%s: core dumped to %s", self.name, path)
+
+    def _open_log(self) -> KernelLog | None:
+        number = self._files.device_number
         try:
-            number = os.fstat(fd).st_rdev
-            if device != f"{os.major(number)}:{os.minor(number)}":
-                raise StateError(f"{self._dev} is not the device of {self.name}: has its driver been loaded anew?")
-            fcntl.ioctl(fd, SET_SHUTDOWN_ON_RELEASE, struct.pack("i", 1))
+            kernel_log = KernelLog(f"c{number}" if number else f"+remoteproc:{self._files.node}")
+        except OSError as error:
+            log.info("%s: crashes that the kernel recovers from may go unseen: %s", self.name, error)
+            return None
+        self._watch.add(kernel_log.fileno())
+        return kernel_log
+
+    def _save_channels(self) -> None:
+        """The kernel knows them."""
+
+    def _poll_buses(self) -> int:
+        done = 0
+        for bus in self._buses():
+            with contextlib.suppress(Closed):
+                done += bus.poll(0)
+        return done
+
+    # -- what is asked of the kernel -----------------------------------------------------------------------------
+
+    def _do(self, event: Event, *, resume: bool = False, timeout: float = 1.0) -> None:
+        """The kernel decides, and counts; so each boot and each stop is handed on to it."""
+        self._check_usable()
+        match event:
+            case Event.BOOT:
+                self._start()
+            case Event.ATTACH:
+                if self._state not in (State.DETACHED, State.ATTACHED):
+                    raise StateError(
+                        f"{self.name} is {self.state}: no remote runs that could be attached to; boot() starts one"
+                    )
+                if resume:
+                    raise StateError(f"{self.name}: the kernel always sets the rings up anew: attach without resume")
+                self._start()
+            case Event.BOOT_LATER:
+                self._power += 1
+            case Event.SHUTDOWN if super().waiting_for is not None:
+                self._power -= 1
+                self._watch_firmware(self._power > 0 and self._arrival is not None)
+            case Event.SHUTDOWN | Event.DETACH:
+                self._end("stop" if event is Event.SHUTDOWN else "detach")
+            case Event.FIRMWARE_FOUND | Event.SERVICE_UP:
+                self._start_all()
+            case Event.SERVICE_DOWN:
+                held = self._power
+                self._give_back(leave=False)
+                self._power = held
+            case Event.DELETE | Event.LEAVE:
+                self._give_back(leave=event is Event.LEAVE)
+        self._recovering = False
+        self._state = self._now()
+
+    def _start(self) -> None:
+        state = self.state
+        if self.at_exit == "detach" and state == "offline":
+            raise StateError(f"{self.name} is offline: the kernel could not detach from it at exit; at_exit='stop'")
+        if self.at_exit == "stop" and state == "detached" and self._cdev >= 0:
+            raise StateError(f"{self.name} is detached: a guardian would detach from it; at_exit='detach'")
+        if not self._power:
+            self._guard(True)
+        try:
+            self._check_start(self._command("start"), state)
         except BaseException:
-            os.close(fd)
+            if not self._power:
+                self._guard(False)
             raise
-        return fd
+        self._power += 1
+        self._error = None
+        self._watch_firmware(False)
 
-    # -- the kernel's files --------------------------------------------------------------------------------------
-
-    def _open(self, attribute: str, flags: int) -> int:
-        """An attribute of this very device: the directory of a device that went is empty for ever."""
-        if self._dir < 0:
-            raise Closed(f"{self.name} is closed")
-        path = f"{self._path}/{attribute}"
+    def _start_all(self) -> None:
+        """Once for each user that has waited."""
+        wanted, self._power = self._power, 0
         try:
-            return os.open(attribute, flags | os.O_CLOEXEC, dir_fd=self._dir)
-        except PermissionError as error:
-            raise _denied(error, path) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
-                raise
-            if not os.access("state", os.F_OK, dir_fd=self._dir):
-                raise self._gone() from None
-            raise StateError(f"{self.name} has no {path}") from None
-
-    def _read(self, attribute: str) -> str:
-        fd = self._open(attribute, os.O_RDONLY)
-        try:
-            return os.read(fd, ATTRIBUTE).decode(errors="replace").removesuffix("\n")
-        except OSError as error:
-            if error.errno == errno.ENODEV:
-                raise self._gone() from None
-            raise
+            while self._power < wanted:
+                self._start()
+        except FileNotFoundError as error:  # it was seen, but not by the kernel: there is nothing to wait for
+            raise FirmwareError(str(error.strerror)) from None
         finally:
-            os.close(fd)
+            self._power = wanted
 
-    def _write(self, attribute: str, text: str) -> int:
-        """0, or the errno that the kernel has answered with."""
-        fd = self._open(attribute, os.O_WRONLY)
-        try:
-            os.write(fd, os.fsencode(text))
-        except OSError as error:
-            return error.errno or errno.EIO
-        finally:
-            os.close(fd)
-        return 0
+    def _check_start(self, code: int, state: str) -> None:
+        if code and state == "detached":
+            if code == errno.EINVAL:
+                raise ResourceError(f"{self.name}: the kernel does not accept what the remote asks for; {SEE_LOG}")
+        elif code == errno.ENOENT:
+            self._firmware = self.firmware
+            text = f"{self.name}: the kernel finds no firmware {self._firmware!r}; {self._files.firmware_path}"
+            raise FileNotFoundError(code, text)
+        elif code == errno.EINVAL:
+            raise FirmwareError(f"{self.name}: the kernel does not accept firmware {self.firmware!r}; {SEE_LOG}")
+        self._check(code, "start")
+
+    def _end(self, command: Literal["stop", "detach"]) -> None:
+        code = self._command(command)
+        if code == errno.EINVAL:
+            state = self.state
+            could = state in UP if command == "stop" else state == "attached"
+            why = f"its driver cannot {command} it" if could else f"there is nothing to {command}"
+            raise StateError(f"{self.name} is {state}: {why}")
+        self._check(code, command)
+        self._power = max(0, self._power - 1)  # 0: it was another's
+        if not self._power:
+            self._guard(False)
+
+    def _give_back(self, leave: bool) -> None:
+        """All that this object holds, unless others have ended it meanwhile."""
+        while self._power and (state := self.state) in UP:
+            self._end("detach" if leave and state == "attached" else "stop")
+
+    def _recover(self) -> None:
+        before = self.state
+        self._check(self._files.write("recovery", "recover"), "recover")
+        after = self._state = self._now()  # the kernel does not tell how it went
+        if before == "crashed" and after in ("crashed", "offline"):
+            raise StateError(f"{self.name} did not recover and is {after}; {SEE_LOG}")
 
     def _set(self, attribute: str, value: str, values: tuple[str, ...]) -> None:
         if value not in values:
             raise ValueError(f"{value!r}: the kernel knows {', '.join(map(repr, values))}")
-        self._check(self._write(attribute, value), f"set {attribute} to {value!r}")
+        with self._lock:
+            self._check_usable()
+            self._check(self._files.write(attribute, value), f"set {attribute} to {value!r}")
 
     def _command(self, command: str) -> int:
         """0, or the errno that the kernel has answered with."""
         if self._cdev < 0:
-            return self._write("state", command)
+            return self._files.write("state", command)
         try:
             os.write(self._cdev, command.encode())
         except OSError as error:
             return error.errno or errno.EIO
         return 0
 
-    def _end(self, command: str, states: tuple[str, ...]) -> None:
-        code = self._command(command)
-        if code == errno.EINVAL:
-            state = self.state
-            why = f"its driver cannot {command} it" if state in states else f"there is nothing to {command}"
-            raise StateError(f"{self.name} is {state}: {why}")
-        self._check(code, command)
-
     def _check(self, code: int, doing: str) -> None:
         if code == 0:
             return
         if code == errno.ENODEV:
-            raise self._gone()
+            raise self._files.gone()
         if code == errno.EBUSY:
             raise StateError(f"{self.name} is {self.state}: it cannot {doing} now")
         if code == errno.ENOMEM:
             raise ResourceError(f"{self.name}: no memory, or not that which was asked for, to {doing}; {SEE_LOG}")
         raise OSError(code, f"{self.name} is {self.state}, could not {doing}: {os.strerror(code)}; {SEE_LOG}")
 
-    def _gone(self) -> StateError:
-        return StateError(f"{self.name} is gone: its driver was removed")
+    # -- the guardian, and the end -------------------------------------------------------------------------------
 
-    def _where(self) -> str:
-        """Where the kernel looks for firmware."""
-        parameter = f"{self._sysfs}/module/firmware_class/parameters/path"
-        with contextlib.suppress(OSError):
-            if path := _read_file(parameter):
-                return f"it looks below {path} and /lib/firmware"
-        return f"it looks below /lib/firmware, and below what is written to {parameter}"
-
-    @contextlib.contextmanager
-    def _debug(self, file: str, flags: int) -> Iterator[int]:
-        """A file of debugfs, which knows the remote by its number: that is the same as long as the device is there."""
-        self._debug_list()
-        path = os.path.join(self._debugfs, file)
+    def _open_cdev(self) -> int:
+        """A descriptor of the remote's character device, at whose release the kernel can give a boot back."""
+        assert isinstance(self._platform, LinuxPlatform)
+        path = os.path.join(self._platform.dev, self._files.node)
         try:
-            fd = os.open(path, flags | os.O_CLOEXEC)
-        except PermissionError as error:
-            raise _denied(error, path) from None
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise StateError(f"{self.name} is {self.state}: there is no {path}") from None
-        try:
-            yield fd
-        finally:
+            raise StateError(f"a guardian needs {path}, from a kernel with CONFIG_REMOTEPROC_CDEV") from None
+        except PermissionError as error:
+            raise denied(error, path) from None
+        number = os.fstat(fd).st_rdev
+        if self._files.device_number != f"{os.major(number)}:{os.minor(number)}":
             os.close(fd)
+            raise StateError(f"{path} is not the device of {self.name}: has its driver been loaded anew?")
+        return fd
 
-    def _debug_list(self) -> list[str]:
-        self._read("state")
-        try:
-            return os.listdir(self._debugfs)
-        except PermissionError as error:
-            raise _denied(error, self._debugfs) from None
-        except FileNotFoundError:
-            root = os.path.dirname(os.path.dirname(self._debugfs))
-            raise StateError(
-                f"no {self._debugfs}: this needs a kernel with CONFIG_DEBUG_FS, and mount -t debugfs none {root}"
-            ) from None
+    def _guard(self, on: bool) -> None:
+        """The kernel keeps this with the remote, and acts on it when anybody closes the device."""
+        if self._cdev >= 0:
+            fcntl.ioctl(self._cdev, SET_SHUTDOWN_ON_RELEASE, struct.pack("i", on))
 
-    def _debug_text(self, file: str) -> str:
-        with self._debug(file, os.O_RDONLY) as fd, open(fd, "rb", closefd=False) as text:
-            return text.read().decode(errors="replace")
+    def _release(self) -> None:
+        with contextlib.ExitStack() as everything:
+            everything.callback(super()._release)
+            everything.callback(self._close_files)
+            if self._bus is not None:
+                self._bus.close()
 
-    def _dump(self) -> str | None:
-        """Which core dump of the remote the kernel has."""
-        if self._dir < 0:
-            raise Closed(f"{self.name} is closed")
-        try:
-            return os.readlink("devcoredump", dir_fd=self._dir)
-        except FileNotFoundError:
-            return None
+    def _close_files(self) -> None:
+        self._files.close()
+        if self._log is not None:
+            self._log.close()
+        cdev, self._cdev = self._cdev, -1
+        if cdev >= 0:
+            os.close(cdev)
 
-    def _check_coredump(self) -> None:
-        dumps = f"{self._sysfs}/class/devcoredump"
-        if self.coredump_mode == "disabled":
-            raise StateError(f"{self.name} leaves no core dump: set coredump_mode to 'enabled' before it crashes")
-        if not os.path.isdir(dumps):
-            raise StateError(f"no {dumps}: this needs a kernel with CONFIG_DEV_COREDUMP")
-        with contextlib.suppress(FileNotFoundError):
-            if _read_file(f"{dumps}/disabled") == "1":
-                raise StateError(f"{dumps}/disabled is set: the kernel keeps no core dumps until its next boot")
-
-
-def _find(name: str, sysfs: str) -> tuple[str, str, int]:
-    """Path of the remote's directory, its name, a descriptor of the directory. See LinuxRemoteproc for the errors."""
-    root = os.path.join(sysfs, "class", "remoteproc")
-    remotes = []
-    for node in sorted(_list(root)):
-        path = os.path.join(root, node)
-        with contextlib.suppress(OSError):  # it has gone meanwhile
-            device = os.path.basename(os.path.realpath(os.path.join(path, "device")))
-            remotes.append((path, _read_file(os.path.join(path, "name")), device))
-    found = [remote for remote in remotes if remote[1] == name] or [remote for remote in remotes if remote[2] == name]
-    known = ", ".join(f"{one!r} (device {device!r})" for _, one, device in remotes) or "none"
-    if not found:
-        without = "" if os.path.isdir(root) else f"; no {root}: this kernel has no CONFIG_REMOTEPROC"
-        raise FileNotFoundError(errno.ENOENT, f"no remote is named {name!r}; there are: {known}{without}")
-    if len(found) > 1:
-        raise ValueError(f"several remotes are named {name!r}, take the name of the device; there are: {known}")
-    path, found_name, _ = found[0]
-    return path, found_name, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-def _list(directory: str) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except FileNotFoundError:
-        return []
-
-
-def _read_file(path: str) -> str:
-    with open(path, "rb", buffering=0) as file:
-        return file.read(ATTRIBUTE).decode(errors="replace").removesuffix("\n")
-
-
-def _denied(error: PermissionError, path: str) -> PermissionError:
-    return PermissionError(error.errno, f"{error.strerror}: run as root, or let a udev rule give you this file", path)
-
-
-def _save(source: int, path: str) -> None:
-    """Copy all of `source` to a new file that gets its name when it is complete."""
-    unfinished = f"{path}.{os.getpid()}"
-    target = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with open(target, "wb") as file:
-            while chunk := os.read(source, CHUNK):
-                file.write(chunk)
-        os.replace(unfinished, path)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
+    def _forget(self) -> None:
+        """A copy of the descriptor in a forked child would keep the guardian from its work."""
+        if not self._closed:
+            super()._forget()
+            self._close_files()

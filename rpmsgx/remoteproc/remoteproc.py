@@ -94,6 +94,18 @@ class Remoteproc:
     FirmwareError, ResourceError, OSError as booting does, ValueError for an unknown platform.
     """
 
+    def __new__(
+        cls, *args: Any, platform: Any = None, board: str | os.PathLike[str] | Board | None = None, **settings: Any
+    ) -> Remoteproc:
+        """A remoteproc of the kernel is a `LinuxRemoteproc`."""
+        if cls is Remoteproc:
+            asked = platform or getattr(_board(board), "platform", None)
+            if getattr(asked, "name", asked) == "linux":
+                from rpmsgx.remoteproc.linux import LinuxRemoteproc
+
+                return object.__new__(LinuxRemoteproc)
+        return object.__new__(cls)
+
     def __init__(
         self,
         name: str | None = None,
@@ -802,7 +814,7 @@ class Remoteproc:
                     said = str(error).partition("; ")[2]
                     raise Timeout(f"{self.name} did not announce {service_name!r} within {timeout} s; {said}") from None
                 if not bus.channels:
-                    bus.start()
+                    self._kick(bus)
             except ChannelRemoved as error:
                 self._act()
                 if self.waiting_for is None and self.state not in (State.RUNNING, State.ATTACHED):
@@ -810,6 +822,10 @@ class Remoteproc:
             else:
                 self._save_channels()
                 return endpoint
+
+    def _kick(self, bus: Bus) -> None:
+        """Once more: the remote may not have listened yet."""
+        bus.start()
 
     def trace(self) -> str:
         """What the remote has written to its trace buffers. Raises StateError while it is offline."""

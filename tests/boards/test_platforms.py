@@ -137,7 +137,7 @@ def test_rings_only_when_the_driver_wants_it(platform: Platform, features: int) 
     driver.announced(2)
     driver.used_event(1, 0x8000)
     driver.used_event(0, driver.last + 5)  # the sixth from here
-    driver.put("<H", driver.avail(0), 0 if features & EVENT_IDX else 1)  # NO_INTERRUPT
+    driver.put("=H", driver.avail(0), 0 if features & EVENT_IDX else 1)  # NO_INTERRUPT
     while rings(platform, 0.01):
         platform.doorbell.drain()
     for i in range(1, 6):
@@ -146,7 +146,7 @@ def test_rings_only_when_the_driver_wants_it(platform: Platform, features: int) 
         while driver.used_idx(1) != i:  # given back after the answer and its ring, if there was one
             assert time.monotonic() < deadline
         assert not rings(platform, 0)
-    driver.put("<H", driver.avail(0), 0)
+    driver.put("=H", driver.avail(0), 0)
     driver.send(1024, b"6")
     assert rings(platform)
     assert [driver.recv()[2] for _ in range(6)] == [b"%d" % i for i in range(1, 7)]
@@ -532,8 +532,8 @@ def test_the_four_lies(platform: Platform) -> None:
         driver.send(1024, command)
         assert driver.wait()
         moved = driver.used_idx(0) - driver.last
-        head, length = driver.get("<I", driver.used(0) + 12), driver.get("<I", driver.used(0) + 16)
-        size = driver.get("<H", driver.buffers[0] + 1 * BUFFER + 12)
+        head, length = driver.get("=I", driver.used(0) + 12), driver.get("=I", driver.used(0) + 16)
+        size = driver.get("=H", driver.buffers[0] + 1 * BUFFER + 12)
         platform.stop()
         return moved, head, length, size
 
@@ -567,7 +567,7 @@ def jump(driver: Driver) -> None:
 
 def twice(driver: Driver) -> None:
     driver.descriptor(1, 0, driver.address + driver.buffers[1], 16, 0)
-    driver.put("<2H", driver.avail(1) + 4, 0, 0)
+    driver.put("=2H", driver.avail(1) + 4, 0, 0)
     driver.avail_idx(1, 2)
 
 
@@ -576,7 +576,7 @@ def no_such_head(driver: Driver) -> None:
 
 
 def loop(driver: Driver) -> None:
-    driver.put("<QIHH", driver.ring[1], driver.address + driver.buffers[1], 1, 1, 0)  # NEXT, to itself
+    driver.put("=QIHH", driver.ring[1], driver.address + driver.buffers[1], 1, 1, 0)  # NEXT, to itself
     driver.offer(0)
 
 

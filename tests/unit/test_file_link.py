@@ -82,7 +82,7 @@ def test_the_file_is_openamps(path: str, opened: list[Any], role: str) -> None:
 def test_rings_and_buffers_lie_where_openamp_has_them(path: str, opened: list[Any]) -> None:
     driver, device = pair(path, opened)
     data = Path(path).read_bytes()
-    assert data[STATUS] == 7 and data[GFEATURES] == 1
+    assert data[STATUS] == 7 and struct.unpack_from("=I", data, GFEATURES) == (1,)
     descriptors = [struct.unpack_from("=QIHH", data, 0x4000 + 16 * i) for i in range(256)]
     assert [(address, size, flags) for address, size, flags, _ in descriptors] == [
         (0x10000 + 512 * i, 512, 2) for i in range(256)

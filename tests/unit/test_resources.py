@@ -5,6 +5,7 @@ Lessons: 12 (merging), 13 and 14 (firmware without a table), 21 (pools).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
@@ -58,7 +59,7 @@ class Memory:
         *,
         table_da: int | None = ROM,
         in_use: Iterable[tuple[int, int]] = (),
-        byteorder: ByteOrder = "little",
+        byteorder: ByteOrder = sys.byteorder,
     ) -> Plan:
         table = None if entries is None else parse(build(list(entries), byteorder=byteorder), byteorder=byteorder)
         return plan(resources or Resources(), table, table_da, self.space, self.shared, in_use)
@@ -666,9 +667,9 @@ def check(
 ) -> None:
     """What every plan promises."""
     assert result == memory.plan(entries, resources, in_use=in_use), "the same again"
-    assert result.clean == build(entries, byteorder="little")
+    assert result.clean == build(entries)
     assert memory.untouched()
-    published = parse(result.published, byteorder="little")
+    published = parse(result.published)
     assert tuple(placed.vdev for placed in result.vdevs) == published.vdevs
     assert [v.notifyid for vdev in published.vdevs for v in vdev.vrings] == list(
         range(sum(len(vdev.vrings) for vdev in published.vdevs))
@@ -681,7 +682,7 @@ def check(
     for carveout in result.carveouts:
         assert memory.space.da_to_pa(carveout.da, carveout.size) == carveout.pa
     written: list[tuple[int, int]] = []
-    asked = parse(result.clean, byteorder="little").vdevs
+    asked = parse(result.clean).vdevs
     for index, placed in enumerate(result.vdevs):
         for number, vring in enumerate(placed.vdev.vrings):
             chosen = asked[index].vrings[number].da == ADDR_ANY

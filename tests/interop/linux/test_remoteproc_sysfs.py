@@ -48,6 +48,30 @@ def inside(guest: Guest, function: str, *arguments: object) -> str:
     return guest.python(call(function, *arguments))
 
 
+def test_it_is_a_remoteproc_like_any_other(sim: Sim) -> None:
+    inside(sim("count=2"), "same_class")
+
+
+def test_booted_when_made_and_stopped_when_closed(sim: Sim) -> None:
+    inside(sim(), "booted_by_itself")
+
+
+def test_firmware_may_come_later(sim: Sim) -> None:
+    expect = ("late.elf", "firmware_class: See", "request_firmware failed: -2", "Boot failed: -2", "Image is corrupted")
+    guest = sim(expect=(*expect, "Boot failed: -22"))
+    folder = guest.folder  # for the kernel and for a chroot the same path
+    guest.run(
+        f"mkdir -p {folder}; mount -o bind /host{folder} {folder}; "
+        f"printf {folder} >/sys/module/firmware_class/parameters/path"
+    )
+    inside(guest, "firmware_that_comes_later", str(folder))
+
+
+def test_up_only_with_a_service(sim: Sim) -> None:
+    guest = sim()
+    inside(guest, "only_with_a_service", str(guest.folder))
+
+
 def test_a_remote_is_found_by_name(sim: Sim) -> None:
     inside(sim("count=2"), "names")
 
@@ -86,6 +110,14 @@ def test_a_crash_and_the_way_back(sim: Sim) -> None:
     inside(sim(expect=expect), "crash_and_recovery")
 
 
+def test_crashes_between_two_looks_are_counted(sim: Sim) -> None:
+    inside(sim("count=2", expect=CRASH), "crashes_that_nobody_sees")
+
+
+def test_crashes_without_a_log(sim: Sim) -> None:
+    inside(sim(expect=CRASH), "a_crash_without_a_log")
+
+
 def test_a_crashed_remote_can_be_stopped(sim: Sim) -> None:
     inside(sim(expect=CRASH), "stop_a_crashed_one")
 
@@ -102,6 +134,13 @@ def test_recovery_waits_for_an_inline_core_dump(sim: Sim) -> None:
     inside(guest, "inline_core_dump", str(guest.folder))
 
 
+def test_inline_core_dumps_are_taken_by_a_poll(sim: Sim) -> None:
+    guest = sim(expect=CRASH)
+    folder = guest.folder / "dumps"
+    folder.mkdir()
+    inside(guest, "inline_core_dumps_by_themselves", str(folder))
+
+
 def test_a_remote_that_runs_already(sim: Sim) -> None:
     expect = (NOT_OFFLINE, "can't attach to rproc sim0: -22", "can't detach from rproc: -5", "Boot failed: -22")
     inside(sim("attach=1", expect=expect), "attach_and_detach")
@@ -111,12 +150,13 @@ def test_a_driver_that_cannot_detach(sim: Sim) -> None:
     inside(sim("attach=1", "no_detach=1"), "cannot_be_detached")
 
 
-def test_the_kernel_stops_the_remote_when_it_is_closed(sim: Sim) -> None:
+def test_what_it_leaves_at_its_end(sim: Sim) -> None:
     inside(sim(), "at_exit")
 
 
-def test_the_kernel_stops_the_remote_of_a_killed_process(sim: Sim) -> None:
-    inside(sim(), "at_exit_after_kill")
+@pytest.mark.parametrize("attach", [False, True])
+def test_the_kernel_ends_the_remote_of_a_killed_process(sim: Sim, attach: bool) -> None:
+    inside(sim(f"attach={attach:d}"), "at_exit_after_kill", attach)
 
 
 def test_a_remote_whose_driver_goes(sim: Sim) -> None:
@@ -137,3 +177,7 @@ def test_a_kernel_that_lacks_something(sim: Sim) -> None:
 
 def test_an_event_loop_sees_a_crash(sim: Sim) -> None:
     inside(sim(expect=CRASH), "waiting_in_an_event_loop")
+
+
+def test_threads_share_it(sim: Sim) -> None:
+    inside(sim(), "threads")

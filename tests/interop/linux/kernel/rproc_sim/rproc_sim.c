@@ -4,12 +4,15 @@
  *
  * A core opens /dev/rproc_simN and talks in native-endian 32-bit words:
  *
- *   read   the notify id of a virtqueue that was kicked, or an event: enum rproc_sim_event
- *   write  the notify id of a virtqueue that it kicks, or 0xffffffTT: report a crash of type TT (enum rproc_crash_type)
+ *   read   the notify id of a virtqueue that was kicked, once however often that was since, or an event:
+ *          enum rproc_sim_event
+ *   write  the notify id of a virtqueue that it kicks, 0xffffffTT: report a crash of type TT (enum rproc_crash_type), or
+ *          STOPPED or DETACHED: it has seen that, and lets go of all memory
  *   mmap   physical memory, from offset = physical address: a core is a bus master
  *
  * Attribute `memory` of platform device rproc-sim.N: "PA DA SIZE" of the memory that firmware is loaded to.
  */
+#include <linux/completion.h>
 #include <linux/dma-mapping.h>
 #include <linux/elf.h>
 #include <linux/interrupt.h>
@@ -29,6 +32,8 @@
 #define RPROC_SIM_VRING		0x80000 /* offset of the first of two vrings, with param vrings */
 #define RPROC_SIM_VRING_SIZE	SZ_16K
 #define RPROC_SIM_CRASH		0xffffff00
+#define RPROC_SIM_QUEUES	64 /* notify ids */
+#define RPROC_SIM_PATIENCE	(5 * HZ)
 
 enum rproc_sim_event {
 	RPROC_SIM_STOPPED	= 0xfffffff0,
@@ -44,8 +49,10 @@ struct rproc_sim {
 	void *va;
 	dma_addr_t dma;
 	DECLARE_KFIFO(events, u32, 256);
+	DECLARE_BITMAP(kicked, RPROC_SIM_QUEUES); /* in events already */
 	spinlock_t lock; /* writers of events */
 	struct mutex read_lock; /* readers of events */
+	struct completion acknowledged;
 	wait_queue_head_t wait;
 };
 
@@ -79,6 +86,10 @@ MODULE_PARM_DESC(no_detach, "Cannot be detached from");
 static bool vrings;
 module_param(vrings, bool, 0444);
 MODULE_PARM_DESC(vrings, "Have carveouts for the vrings of vdev 0");
+
+static bool acknowledge;
+module_param(acknowledge, bool, 0444);
+MODULE_PARM_DESC(acknowledge, "A core acknowledges stop and detach: a process cannot be halted from here");
 
 static int start_error;
 module_param(start_error, int, 0644);
@@ -127,6 +138,18 @@ static int rproc_sim_op(struct rproc *rproc, const char *name, int error, enum r
 	return error;
 }
 
+static int rproc_sim_halt(struct rproc *rproc, const char *name, int error, enum rproc_sim_event event)
+{
+	struct rproc_sim *sim = rproc->priv;
+	int ret;
+
+	reinit_completion(&sim->acknowledged);
+	ret = rproc_sim_op(rproc, name, error, event);
+	if (!ret && acknowledge && !wait_for_completion_timeout(&sim->acknowledged, RPROC_SIM_PATIENCE))
+		ret = -ETIMEDOUT;
+	return ret;
+}
+
 static int rproc_sim_start(struct rproc *rproc)
 {
 	return rproc_sim_op(rproc, "start", start_error, RPROC_SIM_STARTED);
@@ -134,7 +157,7 @@ static int rproc_sim_start(struct rproc *rproc)
 
 static int rproc_sim_stop(struct rproc *rproc)
 {
-	return rproc_sim_op(rproc, "stop", stop_error, RPROC_SIM_STOPPED);
+	return rproc_sim_halt(rproc, "stop", stop_error, RPROC_SIM_STOPPED);
 }
 
 static int rproc_sim_attach(struct rproc *rproc)
@@ -144,7 +167,7 @@ static int rproc_sim_attach(struct rproc *rproc)
 
 static int rproc_sim_detach(struct rproc *rproc)
 {
-	return rproc_sim_op(rproc, "detach", detach_error, RPROC_SIM_DETACHED);
+	return rproc_sim_halt(rproc, "detach", detach_error, RPROC_SIM_DETACHED);
 }
 
 static int rproc_sim_prepare(struct rproc *rproc)
@@ -173,7 +196,10 @@ static int rproc_sim_prepare(struct rproc *rproc)
 
 static void rproc_sim_kick(struct rproc *rproc, int notifyid)
 {
-	rproc_sim_tell(rproc, notifyid);
+	struct rproc_sim *sim = rproc->priv;
+
+	if (notifyid >= RPROC_SIM_QUEUES || !test_and_set_bit(notifyid, sim->kicked))
+		rproc_sim_tell(rproc, notifyid);
 }
 
 static void *rproc_sim_da_to_va(struct rproc *rproc, u64 da, size_t len, bool *is_iomem)
@@ -232,10 +258,11 @@ static struct rproc_sim *rproc_sim_of(struct file *file)
 static ssize_t rproc_sim_read(struct file *file, char __user *buf, size_t len, loff_t *pos)
 {
 	struct rproc_sim *sim = rproc_sim_of(file);
-	unsigned int copied;
+	size_t copied = 0;
+	u32 event;
 	int ret;
 
-	if (len < sizeof(u32))
+	if (len < sizeof(event))
 		return -EINVAL;
 
 	do {
@@ -248,11 +275,18 @@ static ssize_t rproc_sim_read(struct file *file, char __user *buf, size_t len, l
 		}
 		if (mutex_lock_interruptible(&sim->read_lock))
 			return -ERESTARTSYS;
-		ret = kfifo_to_user(&sim->events, buf, len, &copied);
+		while (len - copied >= sizeof(event) && kfifo_get(&sim->events, &event)) {
+			if (event < RPROC_SIM_QUEUES)
+				clear_bit(event, sim->kicked);
+			ret = put_user(event, (u32 __user *)(buf + copied));
+			if (ret)
+				break;
+			copied += sizeof(event);
+		}
 		mutex_unlock(&sim->read_lock);
 	} while (!ret && !copied);
 
-	return ret ? ret : copied;
+	return copied ? copied : ret;
 }
 
 static ssize_t rproc_sim_write(struct file *file, const char __user *buf, size_t len, loff_t *pos)
@@ -265,7 +299,9 @@ static ssize_t rproc_sim_write(struct file *file, const char __user *buf, size_t
 	if (copy_from_user(&value, buf, sizeof(value)))
 		return -EFAULT;
 
-	if (value >= RPROC_SIM_CRASH)
+	if (value == RPROC_SIM_STOPPED || value == RPROC_SIM_DETACHED)
+		complete(&sim->acknowledged);
+	else if (value >= RPROC_SIM_CRASH)
 		rproc_report_crash(sim->rproc, value - RPROC_SIM_CRASH);
 	else
 		rproc_vq_interrupt(sim->rproc, value); /* IRQ_NONE: a kick in vain, which is no error */
@@ -350,6 +386,7 @@ static int rproc_sim_probe(struct platform_device *pdev)
 	INIT_KFIFO(sim->events);
 	spin_lock_init(&sim->lock);
 	mutex_init(&sim->read_lock);
+	init_completion(&sim->acknowledged);
 	init_waitqueue_head(&sim->wait);
 	platform_set_drvdata(pdev, sim);
 
