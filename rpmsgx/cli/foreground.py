@@ -247,7 +247,7 @@ class KernelHost(_Watch):
         self._dumps = 0
         self._guarded = args.guardian
         self._began = False
-        self.rproc = LinuxRemoteproc(name, at_exit=self._at_exit if args.guardian else None)
+        self.rproc = LinuxRemoteproc(name, at_exit=self._at_exit, guardian=args.guardian)
         super().__init__(console, self.rproc.name)
         try:
             if args.recovery is not None:

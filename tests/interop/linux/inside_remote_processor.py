@@ -171,11 +171,14 @@ class Raw:
     """The kernel's /dev/rpmsgN, once there is one."""
 
     def __init__(self) -> None:
+        self.fd = -1
         deadline = time.monotonic() + WAIT
-        while not (found := sorted(Path("/sys/class/rpmsg").glob("rpmsg[0-9]*"))):
+        while self.fd < 0:
             assert time.monotonic() < deadline, "no rpmsg-raw"
+            for node in Path("/dev").glob("rpmsg[0-9]*"):
+                with contextlib.suppress(OSError):  # it comes, or goes, just now
+                    self.fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)
             time.sleep(0.01)
-        self.fd = os.open(f"/dev/{found[0].name}", os.O_RDWR | os.O_CLOEXEC)
 
     def __enter__(self) -> Raw:
         return self
