@@ -24,10 +24,10 @@ def send(end: socket.socket, data: bytes, fds: Sequence[int], flags: int = 0) ->
 def receive(end: socket.socket, size: int, count: int, flags: int = 0) -> Received:
     """Up to `size` bytes, and the descriptors that came with them, which are the caller's to close. Raises OSError.
 
-    The kernel rounds up: there may be one descriptor more than `count`.
+    One descriptor more than `count` is taken, so that it can be told from many; where the kernel rounds up, two.
     """
     fds = array("i")
-    room = socket.CMSG_SPACE(count * fds.itemsize)
+    room = socket.CMSG_SPACE((count + 1) * fds.itemsize)
     data, controls, told, _ = end.recvmsg(size, room, flags | socket.MSG_CMSG_CLOEXEC)
     for level, kind, control in controls:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):

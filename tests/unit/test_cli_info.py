@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 from pathlib import Path
 
 import pytest
 from elfbuilder import Load, build
+from support import require
 
 from rpmsgx.cli import info
 from rpmsgx.virtio import table as rsc
@@ -149,6 +151,7 @@ BOARD = Path(__file__).parents[2] / "examples" / "boards" / "unicorn.toml"
 
 
 def test_on_a_board_the_verdict_is_that_of_a_boot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    require(importlib.util.find_spec("unicorn") is not None, "unicorn is not there")
     from rpmsgx import Error, Remoteproc
     from rpmsgx import firmware as shipped
 

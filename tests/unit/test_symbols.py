@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import time
 from typing import Any
 
 import elfbuilder
 import pytest
+from support import require
 from support_wire import until
 
 from rpmsgx import Remoteproc
@@ -17,6 +19,7 @@ from rpmsgx.remoteproc.symbols import function_at
 
 
 def test_a_crash_names_the_function() -> None:
+    require(importlib.util.find_spec("unicorn") is not None, "unicorn is not there")
     with Remoteproc(platform="unicorn", firmware="crash", recovery="disabled") as rproc:
         with rproc.open("rpmsg-crash", timeout=20) as endpoint:
             endpoint.send(b"u")
