@@ -53,16 +53,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     known: dict[str, tuple[str, str]] | None = None
-    titles = lessons()
+    titles: dict[str, str] | None = None
     for item in items:
         names = [name for mark in item.iter_markers("lesson") for name in mark.args]
         named = NAMED.match(item.name)
         if named is not None and named[1] not in names:
             raise pytest.UsageError(f"{item.nodeid}: named after lesson {named[1]}, but marked {names}")
-        unknown = [name for name in names if name not in titles]
-        if unknown:
-            raise pytest.UsageError(f"{item.nodeid}: no lesson {', '.join(unknown)} in {LESSONS}")
-        item.user_properties += [("lesson", f"lesson {name}, {titles[name]}") for name in names]
+        if names:
+            titles = lessons() if titles is None else titles
+            unknown = [name for name in names if name not in titles]
+            if unknown:
+                raise pytest.UsageError(f"{item.nodeid}: no lesson {', '.join(unknown)} in {LESSONS}")
+            item.user_properties += [("lesson", f"lesson {name}, {titles[name]}") for name in names]
         ids = [i for mark in item.iter_markers("rule") for i in mark.args]
         if ids:
             known = rules() if known is None else known
