@@ -188,6 +188,7 @@ cdef extern from "rpx.h" nogil:
         uint32_t fresh
         uint32_t room
         bint swap
+        bint whole
         uint8_t kind
     struct rpx_txbuf:
         uint8_t *data

@@ -273,6 +273,7 @@ struct rpx_tx {
 	uint32_t fresh; /* driver: buffers from here on were never used */
 	uint32_t room;  /* payload that the buffer seen last had room for; 0: none was seen yet */
 	bool swap;
+	bool whole; /* device: return the buffer's length as used.len: OpenAMP's driver up to 2023.10 posts it so again */
 	uint8_t kind;
 };
 
@@ -420,7 +421,7 @@ RPX_HOT int rpx_tx_put(struct rpx_tx *tx, const struct rpx_txbuf *buf, uint32_t 
 	rpx_tx_header(tx, buf->data - RPX_HDR, src, dst, len);
 	if (tx->drv != NULL)
 		return rpx_drv_post(tx->drv, (uint16_t)buf->token, RPX_HDR + len);
-	return rpx_dev_push(tx->dev, (uint16_t)buf->token, RPX_HDR + len);
+	return rpx_dev_push(tx->dev, (uint16_t)buf->token, RPX_HDR + (tx->whole ? buf->cap : len));
 }
 
 RPX_HOT int rpx_tx_look(const struct rpx_tx *tx)
@@ -453,7 +454,7 @@ RPX_HOT bool rpx_tx_turn_at(struct rpx_tx *tx, struct rpx_drv *drv, struct rpx_d
 	if (tx->drv != NULL)
 		rpx_drv_turn(drv, id, RPX_HDR + (uint32_t)size);
 	else
-		rpx_dev_turn(dev, id, RPX_HDR + (uint32_t)size);
+		rpx_dev_turn(dev, id, RPX_HDR + (tx->whole ? tx->room : (uint32_t)size));
 	return true;
 }
 

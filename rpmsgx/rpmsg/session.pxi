@@ -171,7 +171,7 @@ cdef int bus_session_device(Bus bus, session, rpx_ring *rx, rpx_ring *tx) except
     bus.rx.dev = &bus.dev_rx
     bus.tx.dev = &bus.dev_tx
     bus.rx.mem = bus.tx.mem = &bus.mem
-    bus.rx.whole = session.whole_used_len
+    bus.rx.whole = bus.tx.whole = session.whole_used_len
     if not bus.exposed:
         rpx_dev_mute(&bus.dev_rx)
     bus.first_avail = rpx_idx_diff(rpx_ring_avail_idx(tx), bus.dev_tx.used_idx)

@@ -1353,7 +1353,7 @@ static uint32_t receive_some(enum way way, uint32_t first, uint32_t n)
 static void ways_mix(bool to_device, bool swap, uint8_t kind, bool whole)
 {
 	make_link(to_device, swap, kind);
-	rx.whole = whole;
+	rx.whole = tx.whole = whole;
 	uint32_t i = to_device ? send_some(LONG, 0, 4) : 0; /* a driver's short way is for buffers that came back */
 	rpx_tx_publish(&tx);
 	CHECK(receive_some(LONG, 0, i) == i);
@@ -1369,7 +1369,8 @@ static void ways_mix(bool to_device, bool swap, uint8_t kind, bool whole)
 		CHECK(receive_some(in, i + 4, 1) == 0 && rpx_rx_publish(&rx));
 		for (uint32_t k = 0; k < 4; k++) { /* what a device returns as used.len */
 			uint8_t bytes[BUF];
-			uint32_t size = RPX_HDR + message(i + k, bytes), want = to_device && !whole ? 0 : size;
+			uint32_t size = RPX_HDR + message(i + k, bytes);
+			uint32_t want = to_device ? (whole ? size : 0) : (whole ? BUF : size);
 			CHECK(rpx_get32(&rpx_ring_used_entry(&ring, (uint16_t)(used + k))->len, swap) == want);
 		}
 		i += 4;

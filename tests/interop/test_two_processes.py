@@ -183,13 +183,14 @@ def test_with_a_literal_peer(tmp_path: Path, role: str, server: str, habit: str)
     traps, tolerated = HABITS[habit]
     # rpmsgx as device returns whole lengths, which OpenAMP's driver needs to see.
     tolerated = tolerated | {"2.7.8.2-2"}
+    lengths = "whole" if role == "device" else "exact"
     other = ROLES[1 - ROLES.index(role)]
     count = MESSAGES if habit in ("linux", "everything") else MESSAGES // 10
     path, bell = tmp_path / "link", tmp_path / "link.bell"
     we_serve = server == "rpmsgx-serves"
 
     def literal() -> dict[str, int]:
-        with LiteralPeer(path, bell, role=other, server=not we_serve, tolerate=tolerated, **traps) as peer:  # type: ignore[arg-type]
+        with LiteralPeer(path, bell, role=other, server=not we_serve, tolerate=tolerated, peer_lengths=lengths, **traps) as peer:  # type: ignore[arg-type]
             ready.set_result(None)
             peer.start(WAIT)
             peer.announce("literal", 0x500, WAIT)

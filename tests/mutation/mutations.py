@@ -488,6 +488,14 @@ MUTATIONS = (
         "OpenAMP's driver reads the length of what it sent from used.len",
     ),
     Mutation(
+        "short_way_sends_its_own_length",
+        RPMSG,
+        "tx->whole ? tx->room : (uint32_t)size",
+        "(uint32_t)size",
+        "ring",
+        "OpenAMP's driver up to 2023.10 posts a buffer again with the length of used.len",
+    ),
+    Mutation(
         "run_goes_on_past_the_index",
         "rpx/run.h",
         "return ready < 0 ? 0 : (uint32_t)ready < max ? (uint32_t)ready : max;",
