@@ -79,7 +79,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     broken = {
         f"{what}: {report.nodeid}"
         for report in (*stats.get("failed", []), *stats.get("error", []))
-        for name, what in report.user_properties
+        for name, what in getattr(report, "user_properties", ())  # a file that cannot be imported has none
         if name == "lesson"
     }
     if broken:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Error, StateError, Timeout
 from .console import Console, Signals
+from .target import find
 from .trace import TICK, Tail
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ..remoteproc.board import Board
-    from ..remoteproc.linux import AtExit, LinuxRemoteproc
+    from ..remoteproc.linux import LinuxRemoteproc
     from ..remoteproc.remoteproc import Remoteproc
 
 UP = ("running", "attached")
@@ -230,16 +231,14 @@ class Host(_Watch):
 
 
 class KernelHost(_Watch):
-    """The host of a remoteproc of the kernel, which does the work. `attach`: to one that runs, else it is booted."""
+    """The host of the kernel's remoteproc `target`: the kernel does the work. `attach`: to one that runs, else it is
+    booted."""
 
     rproc: LinuxRemoteproc
 
-    def __init__(self, console: Console, args: argparse.Namespace, name: str, *, attach: bool) -> None:
+    def __init__(self, console: Console, args: argparse.Namespace, target: str, *, attach: bool) -> None:
         from ..remoteproc.linux import LinuxRemoteproc
 
-        self._at_exit: AtExit = args.at_exit or ("detach" if attach else "stop")
-        if not attach and self._at_exit == "detach":
-            raise ValueError("the kernel cannot detach from a remote that it has booted: --at-exit stop")
         self._attach = attach
         self._firmware = args.firmware
         self._coredump = args.coredump in ("enabled", "inline")
@@ -247,15 +246,20 @@ class KernelHost(_Watch):
         self._dumps = 0
         self._guarded = args.guardian
         self._began = False
-        self.rproc = LinuxRemoteproc(name, at_exit=self._at_exit, guardian=args.guardian)
-        super().__init__(console, self.rproc.name)
+        rproc = find(target, guardian=args.guardian)
+        assert isinstance(rproc, LinuxRemoteproc)
+        self.rproc = rproc
+        super().__init__(console, rproc.name)
         try:
+            rproc.at_exit = self._at_exit = args.at_exit or rproc.at_exit or ("detach" if attach else "stop")
+            if not attach and rproc.at_exit == "detach":
+                raise ValueError("the kernel cannot detach from a remote that it has booted: --at-exit stop")
             if args.recovery is not None:
-                self.rproc.recovery = args.recovery
+                rproc.recovery = args.recovery
             if args.coredump is not None:
-                self.rproc.coredump_mode = args.coredump
+                rproc.coredump_mode = args.coredump
         except BaseException:
-            self.rproc.close()
+            rproc.close()
             raise
 
     def begin(self) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import StateError
 from .foreground import Host, KernelHost, add_policies, serve
 from .link import option
-from .target import find_board, owner
+from .target import find_board
 
 if TYPE_CHECKING:
     import argparse
@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     if args.board is None and args.firmware is not None and args.firmware.endswith(".toml"):
         args.parser.error(f"{args.firmware} is a board file: --board {args.firmware}")
     board = None if args.board is None else find_board(args.board)
+    if board is not None and board.platform == "linux":
+        return serve(args, lambda console: KernelHost(console, args, args.board, attach=False))
     firmware = args.firmware if args.firmware is None else file_or_name(args.firmware)
     return serve(args, lambda console: _host(console, args, board, firmware))
 
@@ -77,8 +79,10 @@ def file_or_name(firmware: str) -> str:
 
 def _boot(rproc: Remoteproc) -> None:
     if rproc.state == "detached":
+        from ..remoteproc.hold import Hold
+
         identity = rproc.platform.identity
-        who = None if identity is None else owner(identity)
+        who = None if identity is None else Hold(identity).owner
         raise StateError(
             f"{rproc.name} runs already, "
             + (f"its host is {who}" if who else "a host has left it: rpmsgx attach takes it over, rpmsgx stop ends it")

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import argparse
 
     from ..remoteproc.board import Board
+    from ..remoteproc.hold import Owner
     from ..remoteproc.linux import LinuxRemoteproc
     from ..virtio.table import Vdev
-    from .target import Owner
 
 ADDR_ANY = 0xFFFFFFFF
 DRIVER_OK = 4
@@ -59,7 +59,7 @@ def _status(target: str) -> dict[str, Any]:
 
     about: dict[str, Any] = {
         "target": target, "name": target, "platform": None, "state": "unknown", "owner": None, "firmware": None,
-        "sha256": None, "recovery": None, "table": None, "vdevs": [], "channels": [], "error": None,
+        "sha256": None, "recovery": None, "crashes": None, "table": None, "vdevs": [], "channels": [], "error": None,
     }  # fmt: skip
     try:
         found = find(target)
@@ -103,7 +103,7 @@ def _look_at_board(about: dict[str, Any], board: Board) -> None:
         who, saved, runs = view.owner, view.saved, view.look()
         about["owner"] = None if who is None else who._asdict()
         if saved is not None and (runs or who is not None):
-            about.update(firmware=saved.firmware, sha256=saved.sha256)
+            about.update(firmware=saved.firmware, sha256=saved.sha256, crashes=saved.crashes)
             about["channels"] = [{"name": name, "addr": addr} for name, addr in saved.channels]
         if not runs:
             # A host holds its remote from the boot to the stop, and saves what it knows once it is up.
@@ -141,6 +141,7 @@ def _as_text(about: dict[str, Any]) -> list[str]:
     lines += _row("firmware", about["firmware"])
     lines += _row("sha256", about["sha256"])
     lines += _row("recovery", about["recovery"])
+    lines += _row("crashes", about["crashes"] or None)
     lines += _row("table", about["table"] and "da {da:#x}, {size} bytes".format(**about["table"]))
     for vdev in about["vdevs"]:
         flags = " ".join(name for bit, name in STATUS.items() if vdev.get("status", 0) & bit)

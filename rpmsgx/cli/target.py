@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..errors import StateError
 
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ..remoteproc.board import Board
-    from ..remoteproc.hold import Saved
+    from ..remoteproc.hold import Owner, Saved
     from ..remoteproc.linux import LinuxRemoteproc
     from ..virtio.table import ResourceTable
 
 CLASS = "/sys/class/remoteproc"
-COMMAND = 256  # bytes of a command line that are shown
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="TARGET", help="a board file, or the name of a remoteproc of the kernel")
 
 
-def find(target: str) -> Board | LinuxRemoteproc:
-    """The board of the file `target`, or the kernel's remoteproc of that name.
+def find(target: str, **settings: Any) -> Board | LinuxRemoteproc:
+    """The board of the file `target`, or the kernel's remoteproc of that name, or of such a board, with `settings`.
 
     Raises BoardError, OSError as `board.load` does; FileNotFoundError, ValueError as LinuxRemoteproc does.
     """
-    if target.endswith(".toml") or os.path.isfile(target):
-        return find_board(target)
     from ..remoteproc.linux import LinuxRemoteproc
 
+    if target.endswith(".toml") or os.path.isfile(target):
+        board = find_board(target)
+        return board if board.platform != "linux" else LinuxRemoteproc(board=board, auto_boot=False, **settings)
     try:
-        return LinuxRemoteproc(target)
+        return LinuxRemoteproc(target, **settings)
     except FileNotFoundError as error:
         error.add_note("nor is there a board file of that name")
         raise
@@ -61,45 +61,6 @@ def kernel_names() -> list[str]:
                     found.append((file.read().removesuffix("\n"), device))
     names = [name for name, _ in found]
     return [name if names.count(name) == 1 else device for name, device in found]
-
-
-class Owner(NamedTuple):
-    """The process that is the host of a remote."""
-
-    pid: int
-    command: str
-
-    def __str__(self) -> str:
-        return f"pid {self.pid} ({self.command})" if self.command else f"pid {self.pid}"
-
-
-def owner(identity: str) -> Owner | None:
-    """Who holds the remote `identity`; None: nobody. The lock itself is not touched: a host may want it this moment."""
-    from ..remoteproc.hold import Hold
-
-    hold = Hold(identity)
-    try:
-        with open(os.path.join(hold.directory, f"{hold._name}.lock"), "rb") as file:
-            pid, lock = int(file.read(32) or 0), os.fstat(file.fileno())
-    except (FileNotFoundError, ValueError):
-        return None
-    # A host that was killed has left its pid, which may be another's by now: does that process have the lock?
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for fd in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(f"/proc/{pid}/fd/{fd}"), lock) and _locked(f"/proc/{pid}/fdinfo/{fd}"):
-                    return Owner(pid, _command(pid))
-    return None
-
-
-def _locked(info: str) -> bool:
-    with open(info, encoding="ascii") as file:
-        return any(line.startswith("lock:") and " FLOCK " in line for line in file)
-
-
-def _command(pid: int) -> str:
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        return file.read(COMMAND).replace(b"\0", b" ").decode("utf-8", "replace").strip()
 
 
 class View:
@@ -127,7 +88,9 @@ class View:
 
     @property
     def owner(self) -> Owner | None:
-        return owner(self.identity)
+        from ..remoteproc.hold import Hold
+
+        return Hold(self.identity).owner
 
     @property
     def saved(self) -> Saved | None:

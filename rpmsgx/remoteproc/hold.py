@@ -8,6 +8,7 @@ $XDG_RUNTIME_DIR/rpmsgx; else /tmp/rpmsgx-UID. It must be the user's own, and no
 from __future__ import annotations
 
 import base64
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 VERSION = 1
 MAX_FILE = 1 << 22  # bytes; a table of 1024 entries with much configuration space has far less
 MAX_CHANNELS = 1024
+MAX_COMMAND = 256  # bytes of a command line that are shown
 _MAX_TEXT = 4096
 
 # The lock belongs to the open file: a forked child must not keep it when its parent ends. It only closes its copy, for
@@ -53,6 +55,21 @@ class Saved(NamedTuple):
     """Of what runs, in hex."""
     channels: tuple[tuple[str, int], ...] = ()
     """(name, address) of the channels that the remote has announced."""
+    crashes: int = 0
+    """How often it has crashed under its host."""
+
+
+class Owner(NamedTuple):
+    """The process that is the host of a remote."""
+
+    pid: int
+    command: str
+
+    def __str__(self) -> str:
+        if self.pid == os.getpid():
+            return f"this process (pid {self.pid})"
+        shown = "".join(c if c.isprintable() else "?" for c in self.command)[:80]
+        return f"pid {self.pid} ({shown})" if shown else f"pid {self.pid}"
 
 
 class Hold:
@@ -87,7 +104,9 @@ class Hold:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StateError(f"{self.identity} is held by {_owner(fd)}: only one host at a time") from None
+                pid = _pid(fd)
+                who = "another process" if pid is None else Owner(pid, _command(pid))  # it has yet to write its pid
+                raise StateError(f"{self.identity} is held by {who}: only one host at a time") from None
             before = _pid(fd)
             _write_pid(fd, os.getpid())
         except BaseException:
@@ -101,6 +120,28 @@ class Hold:
         if self.acquired:
             _write_pid(self._fd, None)
             self._close()
+
+    @property
+    def owner(self) -> Owner | None:
+        """Who is the host; None: nobody. The lock itself is not touched: a host may want it this moment.
+
+        Raises PermissionError where this user may not look.
+        """
+        try:
+            with open(os.path.join(self.directory, f"{self._name}.lock"), "rb") as file:
+                pid, lock = _pid(file.fileno()), os.fstat(file.fileno())
+        except FileNotFoundError:
+            return None
+        if pid is None:
+            return None
+        # A host that was killed has left its pid, which may be another's by now: does that process have the lock?
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(FileNotFoundError):
+                    held = os.path.samestat(os.stat(f"/proc/{pid}/fd/{fd}"), lock)
+                    if held and _locked(f"/proc/{pid}/fdinfo/{fd}"):
+                        return Owner(pid, _command(pid))
+        return None
 
     @property
     def saved(self) -> Saved | None:
@@ -247,19 +288,17 @@ def _write_pid(fd: int, pid: int | None) -> None:
         os.pwrite(fd, b"%d\n" % pid, 0)
 
 
-def _owner(fd: int) -> str:
-    pid = _pid(fd)
-    if pid is None:
-        return "another process"  # which has not written its pid yet
-    if pid == os.getpid():
-        return f"this process (pid {pid})"
+def _locked(info: str) -> bool:
+    with open(info, encoding="ascii") as file:
+        return any(line.startswith("lock:") and " FLOCK " in line for line in file)
+
+
+def _command(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            command = file.read(256).replace(b"\0", b" ").decode("utf-8", "replace").strip()
+            return file.read(MAX_COMMAND).replace(b"\0", b" ").decode("utf-8", "replace").strip()
     except OSError:
-        return f"pid {pid}"
-    shown = "".join(c if c.isprintable() else "?" for c in command)
-    return f"pid {pid} ({shown[:80]})"
+        return ""
 
 
 # -- the saved state -------------------------------------------------------------------------------------------------
@@ -283,6 +322,7 @@ def _parse(data: bytes, identity: str) -> Saved:
         None if content["firmware"] is None else _text("firmware", content["firmware"]),
         None if content["sha256"] is None else _text("sha256", content["sha256"]),
         tuple((_text("a channel's name", name), _integer("its address", addr, 32)) for name, addr in channels),
+        _integer("crashes", content["crashes"], 32),
     )
 
 

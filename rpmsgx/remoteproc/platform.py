@@ -170,7 +170,11 @@ class Platform:
         self.close()
 
 
-_BUILT_IN = {"native": ("native", "NativePlatform"), "unicorn": ("unicorn", "UnicornPlatform")}
+_BUILT_IN = {
+    "linux": ("linux", "LinuxPlatform"),
+    "native": ("native", "NativePlatform"),
+    "unicorn": ("unicorn", "UnicornPlatform"),
+}
 
 
 def open_platform(name: str, **options: Any) -> Platform:

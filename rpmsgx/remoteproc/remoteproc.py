@@ -513,6 +513,7 @@ class Remoteproc:
         soon = crash.time - self._uptime.started < STABLE
         self._crashes_in_a_row = self._crashes_in_a_row + 1 if soon else 1
         log.error("%s crashed (%s): %s", self.name, crash.kind, crash.cause)
+        self._save()
         if self._recovery == "enabled" or (self._recovery == "once" and self._crash_count == 1):
             first, longest = BACKOFF
             delay = 0.0 if self._crashes_in_a_row == 1 else min(first * 2 ** (self._crashes_in_a_row - 2), longest)
@@ -612,6 +613,7 @@ class Remoteproc:
             self._firmware if image is not None else None,
             image.sha256 if image is not None else None,
             tuple((channel.name, channel.addr) for channel in self.channels),
+            self.crash_count,
         )
         if saved != self._saved:
             hold.save(saved)
@@ -640,7 +642,8 @@ class Remoteproc:
     def _snapshot(self) -> None:
         if self._coredump == "disabled":
             return
-        core = self._make_core(copied=self._coredump == "enabled")
+        assert self._uptime is not None
+        core = self._uptime.core(copied=self._coredump == "enabled")
         if self._coredump == "enabled":
             self._core = core
             return
@@ -650,24 +653,6 @@ class Remoteproc:
         core.write(path)
         log.info("%s: core dumped to %s", self.name, path)
 
-    def _make_core(self, copied: bool) -> Core:
-        from rpmsgx.remoteproc.coredump import Core, segments_of
-
-        assert self._uptime is not None
-        crash = self._uptime.crash
-        assert crash is not None
-        image = self._uptime.image
-        plan, platform = self._uptime.plan, self._platform
-        segments = segments_of(
-            image, plan.carveouts, platform.space, traces=plan.traces, registers=platform.registers, copy=copied
-        )
-        return Core(
-            self.name, crash.kind, crash.cause, crash.time,
-            image.name if image else "", image.sha256 if image else "",
-            self._platform.machine or 0, getattr(image, "bits", 32), image.entry if image else 0,
-            segments, self._platform.registers,
-        )  # fmt: skip
-
     def coredump(self, path: str | os.PathLike[str], format: Literal["elf", "raw"] = "elf") -> None:
         """Write the memory of the crashed remote to a new file at `path`: the copy of the last crash that was recovered
         from, or, where it is crashed now, the memory itself.
@@ -676,7 +661,8 @@ class Remoteproc:
         """
         with self._lock:
             self._look()
-            core = self._make_core(copied=False) if self._state is State.CRASHED else self._core
+            uptime = self._uptime if self._state is State.CRASHED else None
+            core = self._core if uptime is None else uptime.core(copied=False)
             if core is None:
                 raise StateError(
                     f"{self.name} is {self.state}: there is no core to dump"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from rpmsgx.notify.doorbell import Doorbell
+    from rpmsgx.remoteproc.coredump import Core
     from rpmsgx.remoteproc.hold import Saved
     from rpmsgx.remoteproc.platform import Image
     from rpmsgx.remoteproc.remoteproc import Remoteproc
@@ -92,6 +93,23 @@ class Uptime:
     def _cause(self) -> str | None:
         crash = self.crash
         return None if crash is None else crash.cause
+
+    def core(self, copied: bool) -> Core:
+        """The memory of the crashed remote, as it is from now on, or copied."""
+        from rpmsgx.remoteproc.coredump import Core, segments_of
+
+        crash = self.crash
+        assert crash is not None
+        image, plan, platform = self.image, self.plan, self._platform
+        segments = segments_of(
+            image, plan.carveouts, platform.space, traces=plan.traces, registers=platform.registers, copy=copied
+        )
+        return Core(
+            self._name, crash.kind, crash.cause, crash.time,
+            image.name if image else "", image.sha256 if image else "",
+            platform.machine or 0, getattr(image, "bits", 32), image.entry if image else 0,
+            segments, platform.registers,
+        )  # fmt: skip
 
     # -- up ------------------------------------------------------------------------------------------------------
 

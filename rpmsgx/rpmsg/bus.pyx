@@ -412,8 +412,12 @@ cdef class Bus:
                     w = Waiter.start(self, None, WANTS_EVENT, limit)
                 elif w.expired:
                     seen = sorted({channel.name for channel in self.channel_list})
-                    raise Timeout(f"the peer did not announce {service_name!r} within {timeout} s; it announced "
-                                  f"{', '.join(map(repr, seen)) if seen else 'nothing'}{bus_stall_note(self, w)}")
+                    if service_name in seen:
+                        said = "the channel of that name has its endpoint already"
+                    else:
+                        said = f"it announced {', '.join(map(repr, seen)) if seen else 'nothing'}"
+                    raise Timeout(f"the peer did not announce {service_name!r} within {timeout} s; "
+                                  f"{said}{bus_stall_note(self, w)}")
                 bus_wait(self, w)
                 bus_check_waiter(self, w)
         finally:

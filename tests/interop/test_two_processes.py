@@ -190,7 +190,8 @@ def test_with_a_literal_peer(tmp_path: Path, role: str, server: str, habit: str)
     we_serve = server == "rpmsgx-serves"
 
     def literal() -> dict[str, int]:
-        with LiteralPeer(path, bell, role=other, server=not we_serve, tolerate=tolerated, peer_lengths=lengths, **traps) as peer:  # type: ignore[arg-type]
+        settings = {"tolerate": tolerated, "peer_lengths": lengths, **traps}
+        with LiteralPeer(path, bell, role=other, server=not we_serve, **settings) as peer:  # type: ignore[arg-type]
             ready.set_result(None)
             peer.start(WAIT)
             peer.announce("literal", 0x500, WAIT)

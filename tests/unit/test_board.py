@@ -377,7 +377,7 @@ def test_a_platform_that_is_not_built_in(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     assert problems(tmp_path, 'platform = "gone"') == ["1: platform: module 'mine' has no attribute 'gone'"]
     [problem] = problems(tmp_path, 'platform = "stric"')
-    assert "write 'gone', 'mine', " in problem and problem.endswith("; did you mean 'strict'?")
+    assert "write 'gone', 'linux', 'mine', " in problem and problem.endswith("; did you mean 'strict'?")
 
 
 def test_the_page_names_every_key(tmp_path: Path) -> None:

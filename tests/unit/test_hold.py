@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 IDENTITY = "/run/some where/remote.sock"
-SAVED = Saved(0x10000000, b"\1\0\0\0" + bytes(136), "sample", "ab" * 32, (("rpmsg-raw", 1025), ("e\u0301", 2)))
+SAVED = Saved(0x10000000, b"\1\0\0\0" + bytes(136), "sample", "ab" * 32, (("rpmsg-raw", 1025), ("e\u0301", 2)), 3)
 WAIT = 20.0
 
 OWNER = """
@@ -239,9 +239,10 @@ def test_saved_state(directory: str) -> None:
         Saved(0, bytes(MAX_FILE)),
         Saved(0, b"", "x" * 5000),
         Saved(0, b"", None, None, (("x", 1 << 32),)),
+        Saved(0, b"", crashes=-1),
         Saved(0, b"", None, None, (("x", 1),) * (MAX_CHANNELS + 1)),
     ],
-    ids=["negative", "large", "much", "long", "address", "many"],
+    ids=["negative", "large", "much", "long", "address", "crashes", "many"],
 )
 def test_what_the_next_host_would_refuse_is_not_saved(directory: str, saved: Saved) -> None:
     with Hold(IDENTITY, directory) as hold:

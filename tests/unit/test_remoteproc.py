@@ -126,6 +126,8 @@ def test_a_service_that_is_not_announced() -> None:
         rproc.open("rpmsg-raw", timeout=TIMEOUT)
         with pytest.raises(rpmsgx.Timeout, match=r"mine did not announce 'nobody' within 0.25 s; .*'rpmsg-raw'"):
             rproc.open("nobody", timeout=0.25)
+        with pytest.raises(rpmsgx.Timeout, match="within 0.25 s; the channel of that name has its endpoint"):
+            rproc.open("rpmsg-raw", timeout=0.25)
 
 
 def test_its_descriptor_wakes_for_every_bus_that_it_ever_has(options: dict[str, Any]) -> None:

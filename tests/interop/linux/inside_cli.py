@@ -80,6 +80,7 @@ def commands() -> None:
         assert [(vdev["driver"], vdev["id"]) for vdev in found["vdevs"]] == [("virtio_rpmsg_bus", 7)], found
         assert said("trace", "sim0") == TRACE
         assert "sim0 is running already" in said("run", "--kernel", "sim0", status=1)
+        assert "the kernel cannot detach from" in said("run", "--kernel", "sim0", "--at-exit", "detach", status=1)
         assert "nothing to detach" in said("detach", "sim0", status=1)
         rproc.crashed("fault")
         while rproc.state != "crashed":
@@ -109,6 +110,18 @@ def run(folder: str) -> None:
         assert said("coredump", "--from", "sim0", "-o", file) == ""
         assert "Memory" in said("coredump", file)
         rproc.shutdown()
+
+
+def by_board_file(folder: str) -> None:
+    board = f"{folder}/sim.toml"
+    with open(board, "w", encoding="ascii") as file:
+        file.write('name = "sim0"\nplatform = "linux"\nfirmware = "sim.elf"\n')
+    host = Host("run", "--board", board)
+    host.event(event="state", state="running", firmware="sim.elf")
+    (found,) = json.loads(said("status", board, "--json"))
+    assert (found["name"], found["platform"], found["state"]) == ("sim0", "linux", "running")
+    assert said("trace", board) == TRACE
+    assert host.ended_by(signal.SIGINT) == 130 and state() == "offline"
 
 
 def killed() -> None:

@@ -123,6 +123,21 @@ def same_class() -> None:
             rproc.add_subdevice(object())  # type: ignore[arg-type]
 
 
+def by_board_file(folder: str) -> None:
+    board = Path(folder) / "sim.toml"
+    board.write_text('name = "sim1"\nplatform = "linux"\nfirmware = "sim.elf"\ncoredump = "enabled"\n'
+                     '[options]\ndev = "/dev"\n')  # fmt: skip
+    with Remoteproc(board=board) as rproc:
+        assert type(rproc) is LinuxRemoteproc and (rproc.name, rproc.state) == ("sim1", "running")
+        assert (rproc.firmware, rproc.coredump_mode) == ("sim.elf", "enabled")
+        with Remoteproc("sim0", board=board, auto_boot=False) as other:
+            assert (other.name, other.state) == ("sim0", "offline")
+    assert rproc.state == "deleted" and LinuxRemoteproc("sim1").state == "offline"
+    with raises(ResourceError, "the kernel sees to its remotes' memory"):
+        board.write_text('name = "sim1"\nplatform = "linux"\n[[carveout]]\nname = "a"\nsize = 4096\n')
+        Remoteproc(board=board)
+
+
 def booted_by_itself() -> None:
     """As any other Remoteproc: up when it is made, stopped when it is closed, and what others hold stays up."""
     with LinuxRemoteproc("sim0") as watcher:

@@ -28,6 +28,11 @@ def test_run_until_a_signal(sim: Sim) -> None:
     inside(guest, "run", str(folder))
 
 
+def test_a_board_file_names_it(sim: Sim) -> None:
+    guest = sim()
+    inside(guest, "by_board_file", str(guest.folder))
+
+
 def test_the_kernel_is_the_guardian(sim: Sim) -> None:
     inside(sim(), "killed")
 

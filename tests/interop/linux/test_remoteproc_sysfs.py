@@ -52,6 +52,11 @@ def test_it_is_a_remoteproc_like_any_other(sim: Sim) -> None:
     inside(sim("count=2"), "same_class")
 
 
+def test_a_board_file_names_it(sim: Sim) -> None:
+    guest = sim("count=2")
+    inside(guest, "by_board_file", str(guest.folder))
+
+
 def test_booted_when_made_and_stopped_when_closed(sim: Sim) -> None:
     inside(sim(), "booted_by_itself")
 
