@@ -216,6 +216,7 @@ class Frontend(Connection):
         if self.protocol & P_STATUS and self.features & F_VERSION_1:
             self._set_status(FEATURES_OK)
             if not (yield from self._answer(Request.GET_STATUS)) & FEATURES_OK:
+                self._set_status(FAILED)
                 raise Violation(f"the device does not take features {self.features:#x}")
         self._hand_over()
         yield from self._answer(Request.GET_FEATURES)  # a barrier: all of the above has been taken, or refused
