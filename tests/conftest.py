@@ -46,8 +46,9 @@ def lessons() -> dict[str, str]:
 
 
 def _let_threads_end() -> None:
-    """A thread has its last breath after join(); if it holds a lock of AddressSanitizer's allocator then, a forked child
-    waits for that for ever."""
+    """A thread takes its last breath after join(). If it holds a lock of AddressSanitizer's allocator then, a forked
+    child waits for that for ever.
+    """
     deadline = time.monotonic() + 1
     while len(os.listdir("/proc/self/task")) > threading.active_count() and time.monotonic() < deadline:
         os.sched_yield()
