@@ -10,6 +10,7 @@ from .text import printable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
     from ..remoteproc.board import Board, Claim, Memory
@@ -59,8 +60,12 @@ def _as_json(file: str, board: Board | None, problems: tuple[Problem, ...]) -> d
     if board is not None:
         values = {key: value for key, value in vars(board).items() if key != "resources"}
         values["table_da"] = board.resources.table_da
-        for key in ("memory", "claims"):
+        for key in ("memory", "registers", "claims"):
             values[key] = [item._asdict() for item in values[key]]
+        if board.core is not None:
+            values["core"] = vars(board.core)
+        if board.doorbell is not None:
+            values["doorbell"] = board.doorbell._asdict() | {"block": getattr(board.doorbell.block, "name", None)}
     return {
         "file": file,
         "ok": board is not None,
@@ -90,7 +95,45 @@ def _as_text(board: Board) -> list[str]:
     rest = [claim for claim in board.claims if claim not in placed]
     if rest:
         lines += ["", *(f"  {claim.kind} {claim.name}, {_size(claim.size)}, {_place(claim)}" for claim in rest)]
+    return [*lines, *_registers(board), *_core(board), *_doorbell(board)]
+
+
+def _registers(board: Board) -> list[str]:
+    lines = []
+    for block in board.registers:
+        at = f" at {block.pa:#x}" if block.pa else f" from {block.offset:#x} on" if block.offset else ""
+        lines += ["", f"  registers {block.name}: {_size(block.size)}, {block.backend}{at}"]
+        names = sorted(block.names, key=block.names.__getitem__)
+        lines += [f"    {block.names[name]:#05x}  {name}" for name in names]
     return lines
+
+
+def _core(board: Board) -> list[str]:
+    core = board.core
+    if core is None:
+        return []
+    from ..remoteproc.elf import machine_name
+
+    rows: dict[str, Iterable[object]] = {key: used for key, used in core.used.items() if used}
+    if core.running is True:
+        rows["running"] = ["when it is found"]
+    if board.settle:
+        rows["settle"] = [f"{board.settle:g} s where nothing is awaited"]
+    return ["", f"  core: {machine_name(core.machine)}", *_rows(rows)]
+
+
+def _doorbell(board: Board) -> list[str]:
+    bell = board.doorbell
+    if bell is None:
+        return []
+    rung = f"interrupt of {bell.interrupt}" if bell.interrupt else f"none, the rings are looked at each {bell.poll:g} s"
+    rows = {key: [bits] for key in ("kick", "acknowledge") if (bits := getattr(bell, key)) is not None}
+    return ["", f"  doorbell: {rung}", *_rows(rows)]
+
+
+def _rows(rows: Mapping[str, Iterable[object]]) -> list[str]:
+    """Each key once, before the first of its texts."""
+    return [f"    {'' if index else key:12} {text}" for key in rows for index, text in enumerate(rows[key])]
 
 
 def _box(board: Board, memory: Memory, rows: list[tuple[int, str]]) -> list[str]:

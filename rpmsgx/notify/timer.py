@@ -28,10 +28,10 @@ class Timer:
     def fileno(self) -> int:
         return self._fd
 
-    def set(self, ms: int) -> None:
+    def set(self, ms: float) -> None:
         """Not readable any more, but in `ms` milliseconds; 0: never."""
         fd = self._fd
-        value = self._itimerspec.pack(0, 0, ms // 1000, ms % 1000 * 1_000_000)
+        value = self._itimerspec.pack(0, 0, *divmod(round(ms * 1_000_000), 1_000_000_000))
         if fd >= 0 and self._settime(fd, 0, value, None) < 0:
             raise _error()
 
@@ -43,17 +43,18 @@ class Timer:
 
 
 class PolledDoorbell(Doorbell):
-    """For a link on which nobody rings: asks to look each `POLL_MS`. Thread-safe."""
+    """For a link on which nobody rings: asks to look each `ms` milliseconds. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, ms: float = POLL_MS) -> None:
+        self._ms = ms
         self._timer = Timer()
-        self._timer.set(POLL_MS)
+        self._timer.set(ms)
 
     def fileno(self) -> int:
         return self._timer.fileno()
 
     def drain(self) -> None:
-        self._timer.set(POLL_MS)
+        self._timer.set(self._ms)
 
     def close(self) -> None:
         self._timer.close()

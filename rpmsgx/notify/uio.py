@@ -17,7 +17,7 @@ from rpmsgx.memory.device_file import attribute, open_device
 from rpmsgx.memory.uio import find
 from rpmsgx.notify.doorbell import Doorbell
 from rpmsgx.notify.register import Register
-from rpmsgx.notify.timer import PolledDoorbell
+from rpmsgx.notify.timer import POLL_MS, PolledDoorbell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -158,11 +158,22 @@ class UioDoorbell(Doorbell):
 
 
 class RegisterDoorbell(PolledDoorbell):
-    """Rings by a register; nothing rings this end, which asks to look each millisecond. Thread-safe."""
+    """Rings by the register of `kick`, if there is one; nothing rings this end, which asks to look each `ms`.
 
-    def __init__(self, registers: Region, kick: Access) -> None:
-        self._kick: Callable[[], object] | None = kick.of(registers)
-        super().__init__()
+    `acknowledge` is done at each look, for a mailbox whose other end may not ring again before. `registers` are closed
+    with the doorbell. Thread-safe. Raises ResourceError for a register that is not there.
+    """
+
+    def __init__(
+        self,
+        registers: Region,
+        kick: Access | None = None,
+        acknowledge: Access | None = None,
+        ms: float = POLL_MS,
+    ) -> None:
+        self._kick = None if kick is None else kick.of(registers)
+        self._acknowledge = None if acknowledge is None else acknowledge.of(registers)
+        super().__init__(ms)
         self._registers = registers
 
     def kick(self, notifyid: int) -> None:
@@ -170,7 +181,13 @@ class RegisterDoorbell(PolledDoorbell):
         if kick is not None:
             kick()
 
+    def drain(self) -> None:
+        acknowledge = self._acknowledge
+        if acknowledge is not None:
+            acknowledge()
+        super().drain()
+
     def close(self) -> None:
         super().close()
-        self._kick = None
+        self._kick = self._acknowledge = None
         self._registers.close()

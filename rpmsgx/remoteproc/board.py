@@ -10,22 +10,25 @@ import mmap
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import BoardError, ResourceError
 from ..memory.region import KINDS, Region, hex_range
 from ..virtio.table import ADDR_ANY, MAX_VRING_NUM, MAX_VRINGS
+from . import steps
 from . import strict_toml as toml
 from .platform import _BUILT_IN, open_platform
 from .resources import Resources
+from .steps import Bits, Control, Write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ..memory.region import Kind
     from ..notify.doorbell import Doorbell
+    from ..notify.register import Register
     from .platform import Platform
     from .strict_toml import Problem, Reader
 
@@ -48,27 +51,56 @@ class Memory(NamedTuple):
     """Where it stands in the file."""
 
 
+class Block(NamedTuple):
+    """One [[registers]]."""
+
+    name: str
+    names: Mapping[str, int]
+    """Offset in bytes of each register, by its name."""
+    backend: str
+    pa: int = 0
+    size: int = mmap.PAGESIZE
+    offset: int = 0
+    line: int = 1
+
+    def open(self) -> Region:
+        """Raises ResourceError, OSError."""
+        return _map(Memory(self.name, self.pa, self.pa, self.size, self.backend, "device", offset=self.offset))
+
+
 class Bell(NamedTuple):
-    """[doorbell]. What is done to a register: (offset, value or None to read it, mask)."""
+    """[doorbell]."""
 
     interrupt: str | None = None
-    """The UIO device whose interrupt is the remote's ring; None: the rings are looked at each millisecond."""
-    registers: Memory | None = None
-    kick: tuple[int, int | None, int] | None = None
-    acknowledge: tuple[int, int | None, int] | None = None
+    """The UIO device whose interrupt is the remote's ring; None: the rings are looked at now and then."""
+    block: Block | None = None
+    """Where the registers of both are."""
+    kick: Write | None = None
+    acknowledge: Bits | None = None
+    """Done at each ring, or each look."""
+    poll: float = 0.001
+    """Seconds between two looks, where nobody rings."""
     line: int = 1
 
     def open(self) -> Doorbell:
         """Raises ResourceError, OSError."""
+        from ..notify.timer import PolledDoorbell
         from ..notify.uio import Access, RegisterDoorbell, UioDoorbell
 
-        registers = _map(self.registers) if self.registers is not None else None
-        kick, acknowledge = (Access(*access) if access is not None else None for access in self[2:4])
+        def access(bits: Bits | None) -> Access | None:
+            if bits is None or self.block is None:
+                return None
+            assert bits.value != "entry"
+            return Access(self.block.names[bits.register.partition(".")[2]], bits.value, bits.mask)
+
+        kick, acknowledge = access(self.kick), access(self.acknowledge)
+        registers = self.block.open() if self.block is not None else None
         try:
             if self.interrupt is not None:
                 return UioDoorbell(self.interrupt, registers=registers, kick=kick, acknowledge=acknowledge)
-            assert registers is not None and kick is not None
-            return RegisterDoorbell(registers, kick)
+            if registers is not None:
+                return RegisterDoorbell(registers, kick, acknowledge, self.poll * 1000)
+            return PolledDoorbell(self.poll * 1000)
         except BaseException:
             if registers is not None:
                 registers.close()
@@ -96,12 +128,14 @@ class Board:
     options: Mapping[str, Any]
     """Keywords for the platform beside those that are keys of the board."""
     memory: tuple[Memory, ...]
+    registers: tuple[Block, ...]
+    core: Control | None
     doorbell: Bell | None
     shared: str | None
     """The name of the memory that rings and buffers go to; not None where there is memory."""
     desc_addr: Literal["pa", "da"] | None
     settle: float | None
-    """Seconds that a remote which acknowledges no detach is given to forget the rings; None: it acknowledges."""
+    """Seconds that a remote is given where it acknowledges nothing: a detach above all; None: it acknowledges."""
     claims: tuple[Claim, ...]
     resources: Resources
     """The claims, the vdevs and table_da, registered."""
@@ -137,6 +171,12 @@ class Board:
                 for item in self.memory:
                     line = item.line
                     regions[item.name] = opened.enter_context(_map(item))
+                if self.core is not None:
+                    registers: dict[str, Register] = {}
+                    for block in self.registers:
+                        line = block.line
+                        registers.update(_registers_of(block))
+                    keywords.update(core=self.core, registers=registers)
                 if self.doorbell is not None:
                     line = self.doorbell.line
                     keywords["doorbell"] = opened.enter_context(contextlib.closing(self.doorbell.open()))
@@ -276,6 +316,14 @@ def _map(memory: Memory) -> Region:
     return BACKENDS[backend].map(memory, argument)
 
 
+def _registers_of(block: Block) -> dict[str, Register]:
+    """By their full names. They keep the block mapped. Raises ResourceError, OSError."""
+    from ..notify.register import Register
+
+    with block.open() as region:
+        return {f"{block.name}.{name}": Register(region.buffer, offset) for name, offset in block.names.items()}
+
+
 # -- keys --------------------------------------------------------------------------------------------------------------
 
 
@@ -302,30 +350,39 @@ def _backend(value: object) -> str:
 
 def _registers(value: object) -> str:
     backend = _backend(value)
-    if BACKENDS[backend.partition(":")[0]].own:
-        raise ValueError(f"{toml.shown(value)} has no registers; write 'mem', 'uio:DEVICE[:MAP]' or 'pci:SLOT:BAR'")
+    name = backend.partition(":")[0]
+    if BACKENDS[name].own and name != "file":
+        forms = "'mem', 'uio:DEVICE[:MAP]', 'pci:SLOT:BAR' or 'file:PATH'"
+        raise ValueError(f"{toml.shown(value)} has no registers; write {forms}")
     return backend
 
 
-def _access(value: object) -> tuple[int, int | None, int]:
-    given = value if isinstance(value, dict) else {}
-    keys = {"offset": toml.integer(0, (1 << 32) - 4), "value": _U32, "mask": _U32}
-    if "offset" not in given or not given.keys() <= keys.keys() or ("mask" in given and "value" not in given):
-        raise ValueError(
-            f"{toml.shown(value)} is no access to a register; write {{ offset = 0x10, value = 1 }}, with a mask "
-            "where some bits are to be kept, or {{ offset = 0x10 }} to read it"
-        )
-    found = {key: keys[key](number) for key, number in given.items()}
-    if found["offset"] % 4:
-        raise ValueError(f"offset {found['offset']:#x} is not a multiple of 4; registers have 32 bits")
-    return found["offset"], found.get("value"), found.get("mask", (1 << 32) - 1)
+def _identifier(value: object) -> str:
+    name = _name(value)
+    if not re.fullmatch("[A-Za-z0-9_-]+", name):
+        raise ValueError(f"{toml.shown(value)} is no name here; write letters, digits, '_' and '-'")
+    return name
 
 
-def _kick(value: object) -> tuple[int, int | None, int]:
-    access = _access(value)
-    if access[1] is None:
-        raise ValueError(f"{toml.shown(value)} has no value; write {{ offset = {access[0]:#x}, value = 1 }}")
-    return access
+def _offsets(value: object) -> dict[str, int]:
+    found = {_identifier(name): _OFFSET(offset) for name, offset in toml.table(value).items()}
+    for name, offset in found.items():
+        if offset % 4:
+            raise ValueError(f"{name} is at {offset:#x}, no multiple of 4; registers have 32 bits")
+    return found
+
+
+def _poll(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0001 <= value <= 1:
+        raise ValueError(f"{toml.shown(value)} is no time between two looks; write seconds from 0.0001 to 1")
+    return float(value)
+
+
+def _machine(value: object) -> int:
+    from .elf import _MACHINES
+
+    numbers = {name: number for number, name in _MACHINES.items()}
+    return numbers[toml.choice(*numbers)(value)]
 
 
 def _firmware(value: object) -> str:
@@ -367,6 +424,7 @@ def _anything(value: Any) -> Any:
 
 
 _U32, _U64 = toml.integer(0, (1 << 32) - 1), toml.integer(0, (1 << 64) - 1)
+_OFFSET = toml.integer(0, (1 << 32) - 4)
 _SIZE, _ENTRY_SIZE = toml.size((1 << 63) - 1), toml.size((1 << 32) - 1)  # of memory; in a resource table
 _Key = toml.Key
 
@@ -374,11 +432,13 @@ _BOARD = {
     "name": _Key(_name),
     "platform": _Key(toml.text, required=True),
     "options": _Key(toml.table),
-    "memory": _Key(_anything),  # these six are read on their own
+    "memory": _Key(_anything),  # the tables are read on their own
+    "registers": _Key(_anything),
     "carveout": _Key(_anything),
     "trace": _Key(_anything),
     "devmem": _Key(_anything),
     "vdev": _Key(_anything),
+    "core": _Key(toml.table),
     "doorbell": _Key(toml.table),
     "shared": _Key(_name),
     "desc_addr": _Key(toml.choice("pa", "da")),
@@ -406,14 +466,27 @@ _MEMORY = {
     "coherent": _Key(toml.boolean),
     "offset": _Key(_U64),
 }
-_DOORBELL = {
-    "interrupt": _Key(toml.text),
-    "registers": _Key(_registers),
+_REGISTERS = {
+    "name": _Key(_identifier, required=True),
+    "backend": _Key(_registers, required=True),
     "pa": _Key(_U64),
     "size": _Key(_SIZE),
     "offset": _Key(_U64),
-    "kick": _Key(_kick),
-    "acknowledge": _Key(_access),
+    "names": _Key(_offsets, required=True),
+}
+_CORE = {
+    "machine": _Key(_machine, required=True),
+    "start": _Key(steps.start_steps),
+    "stop": _Key(steps.steps),
+    "detach": _Key(steps.steps),
+    "running": _Key(steps.state_or_true),
+    "crashed": _Key(steps.state),
+}
+_DOORBELL = {
+    "interrupt": _Key(toml.text),
+    "kick": _Key(steps.write),
+    "acknowledge": _Key(steps.write_or_read),
+    "poll": _Key(_poll),
 }
 _CARVEOUT = {
     "name": _Key(_name, required=True),
@@ -450,7 +523,9 @@ def _read(reader: Reader, path: str, data: Mapping[str, Any]) -> Board:
     if shared is not None or "shared" not in data:
         _check_shared(reader, shared, tables)
     memory = _read_memory(reader, here, tables)
-    doorbell = _read_doorbell(reader, values["doorbell"]) if "doorbell" in values else None
+    blocks = _read_registers(reader, here, data)
+    core = _read_core(reader, values["core"], blocks, memory, shared) if "core" in values else None
+    doorbell = _read_doorbell(reader, values["doorbell"], blocks) if "doorbell" in values else None
     if "platform" in values:
         _check_platform(reader, values, memory)
     claims = _read_claims(reader, data, memory)
@@ -467,6 +542,8 @@ def _read(reader: Reader, path: str, data: Mapping[str, Any]) -> Board:
         platform=values.get("platform", ""),
         options=values.get("options", {}),
         memory=memory,
+        registers=blocks or (),
+        core=core,
         doorbell=doorbell,
         shared=shared,
         desc_addr=values.get("desc_addr"),
@@ -494,15 +571,18 @@ def _read_memory(reader: Reader, here: str, tables: Sequence[Mapping[str, Any]])
         if values.keys() >= {"name", "da", "size"}:
             memory = Memory(**{"pa": values["da"], **values, "line": reader.line(("memory", index))})
             _check_memory(reader, index, memory)
-            backend, _, argument = memory.backend.partition(":")
-            if backend in ("file", "hugetlbfs"):
-                memory = memory._replace(backend=f"{backend}:{os.path.join(here, argument)}")
-            found.append(memory)
+            found.append(memory._replace(backend=_from(here, memory.backend)))
     _check_names(reader, "memory", tables)
     _check_overlaps(reader, "memory", "da", tables)
     with_pa = [{"pa": values.get("da", ADDR_ANY), **values} for values in tables]
     _check_overlaps(reader, "memory", "pa", with_pa)
     return tuple(found) if len(found) == len(tables) else ()
+
+
+def _from(here: str, backend: str) -> str:
+    """A path in it is seen from the board file."""
+    name, _, argument = backend.partition(":")
+    return f"{name}:{os.path.join(here, argument)}" if name in ("file", "hugetlbfs") else backend
 
 
 def _check_memory(reader: Reader, index: int, memory: Memory) -> None:
@@ -568,31 +648,83 @@ def _check_overlaps(reader: Reader, table: str, field: str, items: Sequence[Mapp
             end, last = start + size, index
 
 
-def _read_doorbell(reader: Reader, data: Mapping[str, Any]) -> Bell:
+# -- registers ---------------------------------------------------------------------------------------------------------
+
+
+def _read_registers(reader: Reader, here: str, data: Mapping[str, Any]) -> tuple[Block, ...] | None:
+    """The file's blocks; None where some are not good, so that nothing is known to be missing."""
+    tables = reader.tables("registers", data, _REGISTERS)
+    _check_names(reader, "registers", tables)
+    found = []
+    for index, values in enumerate(tables):
+        if values.keys() >= {"name", "backend", "names"}:
+            values["backend"] = _from(here, values["backend"])
+            block = Block(**values, line=reader.line(("registers", index)))
+            if block.backend == "mem" and "pa" not in values:
+                reader.problem(("registers", index), "pa is missing; add pa = ..., where 'mem' has the registers")
+            for name, offset in block.names.items():
+                if offset + 4 > block.size:
+                    problem = f"names: {name} is at {offset:#x}, and the block has {block.size:#x} bytes"
+                    reader.problem(("registers", index, "names"), f"{problem}; give it a size")
+            found.append(block)
+    return tuple(found) if len(found) == len(tables) else None
+
+
+def _check_used(reader: Reader, where: tuple[str, str], used: Sequence[Bits], blocks: Sequence[Block] | None) -> None:
+    if blocks is None:
+        return
+    known = [f"{block.name}.{name}" for block in blocks for name in block.names]
+    for name in dict.fromkeys(bits.register for bits in used):
+        if name not in known:
+            cure = toml.meant(name, known) or f"; there are {', '.join(known[:20]) or 'none: add [[registers]]'}"
+            reader.problem(where, f"{where[1]}: there is no register {toml.shown(name)}{cure}")
+
+
+def _read_core(
+    reader: Reader,
+    data: Mapping[str, Any],
+    blocks: Sequence[Block] | None,
+    memory: Sequence[Memory],
+    shared: str | None,
+) -> Control:
+    """The rings are one host's at a time: the memory that they are in says which core it is."""
+    values = reader.table(("core",), data, _CORE)
+    core = Control(**{"machine": 0, **values})
+    for key, used in core.used.items():
+        _check_used(reader, ("core", key), used, blocks)
+    for key, other in (("start", "stop"), ("stop", "start")):
+        if key not in data and other in data:
+            reader.problem(("core", other), f"{key} is missing; add {key} = [...]")
+    if not data.keys() & {"start", "stop", "running"}:
+        problem = "start and stop are missing; add them, or, where others start the core, running = true"
+        reader.problem(("core",), problem)
+    place = next((item for item in memory if item.name == shared), None)
+    if place is not None and not place.backend.startswith(("memfd", "hugepages")):
+        core = replace(core, identity=f"{place.backend} {place.pa + place.offset:#x}")
+    return core
+
+
+def _read_doorbell(reader: Reader, data: Mapping[str, Any], blocks: Sequence[Block] | None) -> Bell:
     values = reader.table(("doorbell",), data, _DOORBELL)
-    line = reader.line(("doorbell",))
-    registers = None
-    if "registers" in values:
-        backend = values["registers"]
-        if backend == "mem" and "pa" not in data:
-            reader.problem(("doorbell", "registers"), "pa is missing; add pa = ..., where 'mem' has the registers")
-        pa, offset = values.get("pa", 0), values.get("offset", 0)
-        registers = Memory("doorbell", pa, pa, values.get("size", mmap.PAGESIZE), backend, "device", offset=offset)
-    else:
-        for key in ("pa", "size", "offset", "kick", "acknowledge"):
-            if key in data:
-                reader.problem(("doorbell", key), f"{key} is for registers; say where they are: registers = ...")
-    if "interrupt" not in data:
-        if "kick" not in data:
-            reader.problem(("doorbell",), "interrupt and kick are missing; add one of them, or take [doorbell] out")
-        if "acknowledge" in data:
-            reader.problem(("doorbell", "acknowledge"), "acknowledge is for an interrupt; add interrupt = ...")
-    return Bell(values.get("interrupt"), registers, values.get("kick"), values.get("acknowledge"), line)
+    used = {key: values[key] for key in ("kick", "acknowledge") if key in values}
+    for key, bits in used.items():
+        _check_used(reader, ("doorbell", key), [bits], blocks)
+    names = [bits.register.partition(".")[0] for bits in used.values()]
+    if len(set(names)) > 1:
+        problem = f"acknowledge: {names[1]!r} is not the block of kick, {names[0]!r}"
+        reader.problem(("doorbell", "acknowledge"), f"{problem}; make one [[registers]] of them")
+    if not data.keys() & {"interrupt", "kick", "poll"}:
+        problem = "interrupt, kick and poll are missing"
+        reader.problem(("doorbell",), f"{problem}; add one of them, or take [doorbell] out")
+    if "interrupt" in data and "poll" in data:
+        reader.problem(("doorbell", "poll"), "poll is for a doorbell that nobody rings; take it out, or interrupt")
+    block = next((block for block in blocks or () if block.name in names), None)
+    return Bell(block=block, **values, line=reader.line(("doorbell",)))
 
 
 # -- the platform ------------------------------------------------------------------------------------------------------
 
-_GIVEN = ("memory", "shared", "doorbell", "desc_addr", "settle")
+_GIVEN = ("memory", "shared", "registers", "core", "doorbell", "desc_addr", "settle")
 """Keywords of platforms that are keys of the board."""
 
 
@@ -633,6 +765,8 @@ def _check_platform(reader: Reader, values: Mapping[str, Any], memory: tuple[Mem
             problem = f"{key}: {toml.shown(value)} has the wrong type"
             reader.problem(("options", key), f"{problem}; write a value like {toml.shown(default)}")
     given = {**values, "memory": memory or None}
+    if "core" not in given:
+        given.pop("registers", None)  # they are the doorbell's
     for key in _GIVEN:
         if given.get(key) is not None and key not in parameters:
             reader.problem((key,), f"platform {name!r} sees to {key} itself; take it out")

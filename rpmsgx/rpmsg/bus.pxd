@@ -181,6 +181,8 @@ cdef class Endpoint:
 cdef class Claim:
     cdef readonly Endpoint endpoint
     cdef rpx_txbuf buf
+    cdef uint8_t *data          # what is filled: the buffer, or
+    cdef bytearray private      # its copy, for device memory
     cdef uint32_t dst
     cdef Py_ssize_t size
     cdef int exports

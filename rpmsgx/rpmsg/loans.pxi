@@ -1,5 +1,6 @@
 # Zero copy: a buffer of the link on loan. A loan counts the views of it that are alive (exports). Ending it while
 # there are any raises BufferError; when the last dies, a buffer whose loan has ended goes back by itself.
+# Device memory takes aligned accesses only, so there the loan is of a private copy.
 
 cdef enum:  # phases of a loan
     LENT = 0
@@ -16,7 +17,8 @@ cdef class Claim:
     """A buffer to fill in place. `with endpoint.claim(4) as buffer: buffer[:4] = b"..."` sends on leaving the block.
 
     Behaves as a writable memoryview of exactly `size` bytes (indexing, slices, len, the buffer protocol). An exception
-    in the block sends nothing and the buffer is used again. The peer can see the bytes before they are sent.
+    in the block sends nothing and the buffer is used again. The peer can see the bytes before they are sent, except in
+    device memory, where a copy of zeros is filled and then sent.
     """
 
     def __init__(self) -> None:
@@ -45,6 +47,10 @@ cdef class Claim:
                     claim.phase = LENT
                     claim.epoch = bus.epoch
                     claim.keep = bus.views
+                    claim.data = claim.buf.data
+                    if bus.tx.kind == RPX_KIND_DEVICE:
+                        claim.private = bytearray(claim.size)
+                        claim.data = claim.private
                     return claim
                 if rc < 0:
                     bus_peer_broke(bus, rc)
@@ -99,6 +105,8 @@ cdef class Claim:
             self.keep = None
             raise ChannelRemoved(f"the link went away: {bus.link.gone}")
         self.keep = None
+        if self.private is not None:
+            rpx_copy_to(self.buf.data, self.data, <size_t>size, RPX_KIND_DEVICE)
         rc = rpx_tx_put(&bus.tx, &self.buf, ept.src, self.dst, <uint32_t>size)
         if rc < 0:
             bus_peer_broke(bus, rc)
@@ -129,7 +137,7 @@ cdef class Claim:
     def __getbuffer__(self, Py_buffer *view, int flags):
         if self.phase == ENDED:
             raise BufferError("this buffer was sent or given back")
-        PyBuffer_FillInfo(view, self, self.buf.data, self.size, 0, flags)
+        PyBuffer_FillInfo(view, self, self.data, self.size, 0, flags)
         self.exports += 1
 
     def __releasebuffer__(self, Py_buffer *view):
@@ -152,7 +160,8 @@ cdef class Hold:
         cdef Hold hold = Hold.__new__(Hold)
         cdef uint32_t src
         hold.endpoint = ept
-        if how == MINE and not msg.copied and ept.bus.lost == NULL:  # memory that can go is lent as a copy
+        # Memory that can go, and device memory, are lent as a copy.
+        if how == MINE and not msg.copied and ept.bus.lost == NULL and ept.bus.rx.kind != RPX_KIND_DEVICE:
             hold.data = msg.data
             hold.size = msg.len
             hold.src = msg.src
