@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import select
+import shutil
 import struct
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,11 @@ from typing import TYPE_CHECKING, Any
 from support import require
 
 from rpmsgx.remoteproc.platform import open_platform
+from rpmsgx.remoteproc.qemu import MACHINES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rpmsgx.remoteproc.platform import Image, Platform
 
 NS, EVENT_IDX = 1 << 0, 1 << 29
@@ -32,15 +36,28 @@ PLATFORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "thread": ("native", {}),
     "thread-da": ("native", {"desc_addr": "da"}),
     "process": ("native", {"process": True}),
+    "mps2-an386": ("qemu", {"machine": "mps2-an386"}),
+    "riscv32-virt": ("qemu", {"machine": "riscv32-virt"}),
+    "riscv64-virt": ("qemu", {"machine": "riscv64-virt", "desc_addr": "pa"}),
+    "aarch64-virt": ("qemu", {"machine": "aarch64-virt", "desc_addr": "pa"}),
 }
 SAMPLE = {"rpmsg-client-sample": 1024, "rpmsg-raw": 1025}
+
+
+def needs(name: str, options: Mapping[str, Any]) -> None:
+    """What this platform needs of this machine."""
+    if name == "qemu":
+        program = MACHINES[options.get("machine", "mps2-an386")].program
+        require(shutil.which(program) is not None, f"{program} is not there")
+    else:
+        module = {"unicorn": "unicorn", "native": "rpmsgx.remoteproc._native"}[name]
+        require(importlib.util.find_spec(module) is not None, f"{module} is not there")
 
 
 def make(kind: str) -> Platform:
     """One of PLATFORMS."""
     name, options = PLATFORMS[kind]
-    module = {"unicorn": "unicorn", "native": "rpmsgx.remoteproc._native"}[name]
-    require(importlib.util.find_spec(module) is not None, f"{module} is not there")
+    needs(name, options)
     return open_platform(name, **options)
 
 

@@ -17,35 +17,83 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRMWARE = ROOT / "rpmsgx" / "firmware"
-APPS = ("sample", "flood", "crash")
-COMMON = ("firmware/start.c", "firmware/board.c", "remote/remote.c")
-SCRIPT = "firmware/m4.ld"
 MANIFEST = "manifest.json"
+APPS = ("sample", "flood", "crash")
+COMMON = ("firmware/main.c", "remote/remote.c")
 FLAGS = (
-    *("-target", "thumb-freestanding-eabi", "-mcpu=cortex_m4"),
     *("-std=c11", "-O2", "-g0", "-ffreestanding", "-nostdlib", "-fno-sanitize=undefined"),
     *("-fno-unwind-tables", "-fno-asynchronous-unwind-tables", "-ffunction-sections"),
     *("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"),
-    *("-I.", '-DRPX_ATOMICS_FILE="firmware/atomics.h"'),
-    *(f"-Wl,-T,{SCRIPT}", "-Wl,-e,board_reset", "-Wl,--build-id=none", "-Wl,--gc-sections"),
-    "-Wl,-z,max-page-size=16",
+    *("-I.", "-Wl,--build-id=none", "-Wl,--gc-sections", "-Wl,-z,max-page-size=16"),
 )
 
 
-def image_name(app: str) -> str:
-    return f"{app}-cortex-m4.elf"
+class Board(NamedTuple):
+    """What makes an image one for this board; files are relative to csrc/firmware."""
+
+    header: str
+    script: str
+    sources: tuple[str, ...]
+    flags: tuple[str, ...]
+    entry: str = "board_reset"
+    atomics: bool = False
+    """Its emulator drops barriers: see atomics.h."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(f"firmware/{name}" for name in self.sources)
+
+    def command(self, app: str, elf: Path) -> list[str]:
+        atomics = ['-DRPX_ATOMICS_FILE="firmware/atomics.h"'] if self.atomics else []
+        return [
+            *(sys.executable, "-m", "ziglang", "cc", *self.flags, *FLAGS, *atomics),
+            *(f'-DRPX_BOARD_FILE="firmware/{self.header}"', f"-DRPX_APP=rpx_app_{app}"),
+            *(f"-Wl,-T,firmware/{self.script}", f"-Wl,-e,{self.entry}"),
+            *(*COMMON, *self.files, f"apps/{app}.c", "-o", str(elf)),
+        ]
+
+
+CORTEX_M4 = ("-target", "thumb-freestanding-eabi", "-mcpu=cortex_m4")
+RISCV = "qemu/riscv-virt.h", "qemu/riscv-virt.ld", ("riscv.c", "qemu/line.c")
+
+BOARDS = {
+    "cortex-m4": Board(
+        "unicorn/cortex-m4.h", "unicorn/cortex-m4.ld", ("cortex-m.c", "unicorn/mailbox.c"), CORTEX_M4,
+        atomics=True,
+    ),
+    "mps2-an386": Board(
+        "qemu/mps2-an386.h", "qemu/mps2-an386.ld", ("cortex-m.c", "qemu/mps2-an386.c", "qemu/line.c"), CORTEX_M4,
+        entry="board_begin", atomics=True,
+    ),
+    "riscv32-virt": Board(*RISCV, ("-target", "riscv32-freestanding", "-mcpu=generic_rv32+m+a+c+zicsr")),
+    "riscv64-virt": Board(
+        *RISCV, ("-target", "riscv64-freestanding", "-mcpu=generic_rv64+m+a+c+zicsr", "-mcmodel=medany")
+    ),
+    "aarch64-virt": Board(
+        "qemu/aarch64-virt.h", "qemu/aarch64-virt.ld", ("aarch64.c", "qemu/line.c"),
+        ("-target", "aarch64-freestanding", "-mcpu=generic-neon-fp_armv8+strict_align"),
+    ),
+}  # fmt: skip
+
+
+def images() -> dict[str, tuple[str, Board]]:
+    """File name: application and board."""
+    return {f"{app}-{name}.elf": (app, board) for name, board in BOARDS.items() for app in APPS}
 
 
 def sources() -> list[str]:
     """Everything that the images are made from, relative to csrc."""
     csrc = ROOT / "csrc"
-    headers = [path.relative_to(csrc).as_posix() for path in csrc.rglob("*.h")]
-    return sorted({*headers, *COMMON, SCRIPT, *(f"apps/{app}.c" for app in APPS)})
+    found = [path.relative_to(csrc).as_posix() for kind in ("h", "ld") for path in csrc.rglob(f"*.{kind}")]
+    boards = [name for board in BOARDS.values() for name in board.files]
+    return sorted({*found, *COMMON, *boards, *(f"apps/{app}.c" for app in APPS)})
 
 
 def sources_sha256() -> str:
@@ -58,21 +106,22 @@ def sources_sha256() -> str:
 
 def build(out: Path) -> dict[str, object]:
     """Build every image into `out`; returns the manifest, which is written there as well."""
-    images = {}
     with tempfile.TemporaryDirectory(prefix="rpmsgx-zig-") as cache:
         env = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
-        for app in APPS:
-            elf = out.resolve() / image_name(app)
-            command = [sys.executable, "-m", "ziglang", "cc", *FLAGS, f"-DRPX_APP=rpx_app_{app}"]
-            subprocess.run(
-                [*command, *COMMON, f"apps/{app}.c", "-o", str(elf)], cwd=ROOT / "csrc", env=env, check=True
-            )
+
+        def make(name: str) -> str:
+            app, board = images()[name]
+            elf = out.resolve() / name
+            subprocess.run(board.command(app, elf), cwd=ROOT / "csrc", env=env, check=True)
             elf.chmod(0o644)
-            images[elf.name] = hashlib.sha256(elf.read_bytes()).hexdigest()
+            return hashlib.sha256(elf.read_bytes()).hexdigest()
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            digests = dict(zip(images(), pool.map(make, images()), strict=True))
     manifest: dict[str, object] = {
         "ziglang": version("ziglang"),
         "sources_sha256": sources_sha256(),
-        "images": images,
+        "images": digests,
     }
     (out / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
@@ -83,10 +132,9 @@ def check() -> list[str]:
     with tempfile.TemporaryDirectory(prefix="rpmsgx-firmware-") as directory:
         fresh = Path(directory)
         build(fresh)
-        names = [MANIFEST, *map(image_name, APPS)]
         return [
             name
-            for name in names
+            for name in (MANIFEST, *images())
             if not (FIRMWARE / name).exists() or (FIRMWARE / name).read_bytes() != (fresh / name).read_bytes()
         ]
 

@@ -1,25 +1,45 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The emulated Cortex-M4 board: program memory at 0 (256 KiB), RAM at 0x20000000 (128 KiB), memory shared with the
- * host at 0x60000000 (1 MiB), and a mailbox. It has no interrupts: `wfi` sleeps until the mailbox has an event.
+ * What main.c and the start-up code of a CPU need of a board. Its header, RPX_BOARD_FILE, defines
+ *
+ *   BOARD_SHM, BOARD_SHM_SIZE   the memory that is shared with the host
+ *   BOARD_TRACE                 the trace buffer, right above the stack. A number: a resource table has 32 bits for it,
+ *                               and no C constant of a 64-bit CPU makes those from a pointer
+ *   BOARD_NOWHERE               an address where nothing answers
+ *   BOARD_IRQS                  interrupt vectors, for a Cortex-M
+ *
+ * and its linker script board_stack_top, board_bss_start and board_bss_end, for a Cortex-M board_data_load,
+ * board_data_start and board_data_end too. The functions up to board_give_up are the board's, those below are common.
  */
 #ifndef RPX_BOARD_H
 #define RPX_BOARD_H
 
 #include <stdint.h>
 
-#define BOARD_SHM 0x60000000u
-#define BOARD_SHM_SIZE 0x100000u
+#include RPX_BOARD_FILE
 
-struct board_mailbox {
-	uint32_t kick;   /* W: rings the host for this notifyid */
-	uint32_t events; /* R: the pending RPX_EVENT bits, which it clears */
-	uint32_t ack;    /* W: the RPX_EVENT bits that were dealt with */
-	uint32_t fault;  /* W: gives up; RPX_FAULT_*, or BOARD_EXCEPTION plus the exception's number. The core stops */
-	uint32_t sync;   /* R: returns when all earlier stores of this core are visible to the host */
-	uint32_t shm[2]; /* R: what descriptors call the start of the shared memory, low word first */
-};
-#define BOARD_MAILBOX ((volatile struct board_mailbox *)0x40010000u)
+/* The port of csrc/remote, see remote.h. */
+void board_kick(void *ctx, uint32_t notifyid);
+uint32_t board_poll(void *ctx);
+uint32_t board_wait(void *ctx);
+void board_ack(void *ctx, uint32_t events);
+
+void board_init(void);
+uint64_t board_shm_address(void); /* what descriptors call the start of the shared memory */
+void board_interrupt(void);       /* one came; for a Cortex-M with BOARD_IRQS, and for the others */
+
+#define BOARD_TRACE_SIZE 0x1000u
 #define BOARD_EXCEPTION 0x100u
+
+/*
+ * Tells the host why the core is dead: RPX_FAULT_*, or BOARD_EXCEPTION plus the CPU's number of the exception;
+ * `address` is what RPX_FAULT_ACCESS accessed, `registers` are as the CPU's start-up code lays them out. Interrupts
+ * are off.
+ */
+void board_died(uint32_t cause, uint64_t address, const uintptr_t *registers, uint32_t count);
+void board_give_up(uint32_t cause); /* the same, called where the registers are those of the caller */
+
+void board_reset(void); /* where the CPU begins */
+void board_main(void);
 
 #endif

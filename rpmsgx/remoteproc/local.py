@@ -148,11 +148,13 @@ class LocalPlatform(Platform):
     lasts = False
     """Whether the remote can go on without this process."""
 
-    def __init__(self, *regions: Region, shared: Region, desc_addr: Literal["pa", "da"]) -> None:
+    def __init__(
+        self, *regions: Region, shared: Region, desc_addr: Literal["pa", "da"], mailbox: Mailbox | None = None
+    ) -> None:
         self.space = AddressSpace(*regions, shared)
         self.shared = shared
         self.desc_addr = desc_addr
-        self._mailbox = Mailbox()
+        self._mailbox = Mailbox() if mailbox is None else mailbox
         # The doorbell works on duplicates: whoever closes it early does no harm here.
         self.doorbell = self._doorbell(os.dup(self._mailbox.kicks), os.dup(self._mailbox.events))
         self._run: Run | None = None

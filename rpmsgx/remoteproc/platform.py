@@ -173,6 +173,7 @@ class Platform:
 _BUILT_IN = {
     "linux": ("linux", "LinuxPlatform"),
     "native": ("native", "NativePlatform"),
+    "qemu": ("qemu", "QemuPlatform"),
     "registers": ("registers", "RegistersPlatform"),
     "unicorn": ("unicorn", "UnicornPlatform"),
 }

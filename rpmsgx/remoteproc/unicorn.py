@@ -3,7 +3,7 @@
     program memory   region "rom"  da 0           256 KiB
     RAM              region "ram"  da 0x20000000  128 KiB
     shared memory    region "shm"  da 0x60000000    1 MiB
-    mailbox          csrc/firmware/board.h, at 0x40010000
+    mailbox          csrc/firmware/unicorn/cortex-m4.h, at 0x40010000
 
 Physical addresses are 0x8_0000_0000 above device addresses, so that nobody takes one for the other; a board
 file may choose others, and other names, and add memory elsewhere. The firmware asks the mailbox what descriptors
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 ROM, RAM, SHM = 0, 0x20000000, 0x60000000
 LINKED = {"program memory": (ROM, 0x40000), "RAM": (RAM, 0x20000), "shared memory": (SHM, 0x100000)}
-"""(da, size) of what the firmware is linked for: csrc/firmware/m4.ld, board.h."""
+"""(da, size) of what the firmware is linked for: csrc/firmware/unicorn/cortex-m4.ld, cortex-m4.h."""
 PA_OFFSET = 0x8_0000_0000
 _PAGE = 0x1000  # of the emulator
 _MAILBOX = 0x40010000

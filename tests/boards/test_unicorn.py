@@ -160,10 +160,10 @@ def test_bad_options(unicorn: UnicornPlatform) -> None:
 
 
 def test_the_map_is_the_linker_scripts(unicorn: UnicornPlatform) -> None:
-    script = (ROOT / "csrc" / "firmware" / "m4.ld").read_text()
+    script = (ROOT / "csrc" / "firmware" / "unicorn" / "cortex-m4.ld").read_text()
     places = re.findall(r"ORIGIN = (\w+), LENGTH = (\d+)K", script)
     assert [(int(da, 0), int(size) << 10) for da, size in places] == [LINKED["program memory"], LINKED["RAM"]]
-    header = (ROOT / "csrc" / "firmware" / "board.h").read_text()
+    header = (ROOT / "csrc" / "firmware" / "unicorn" / "cortex-m4.h").read_text()
     assert LINKED["shared memory"] == tuple(int(n, 0) for n in re.findall(r"define BOARD_SHM\w* (\w+)u", header))
 
 

@@ -16,6 +16,7 @@ from support_wire import until
 
 import rpmsgx
 from rpmsgx.remoteproc.native import NativePlatform
+from rpmsgx.remoteproc.qemu import MACHINES as QEMU
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +57,7 @@ def path(tmp_path: Path) -> Iterator[str]:
         platform.stop()
 
 
-@pytest.fixture(params=["thread", "process", "unicorn"])
+@pytest.fixture(params=["thread", "process", "unicorn", *QEMU])
 def remote(request: pytest.FixtureRequest, path: str) -> dict[str, Any]:
     """The arguments of `Remoteproc` for a kind of remote; `indirect` parameters choose others."""
     kind = request.param

@@ -24,6 +24,7 @@ from rpmsgx.notify.doorbell import EventfdDoorbell
 from rpmsgx.notify.hub import share
 from rpmsgx.remoteproc.platform import Platform
 from rpmsgx.remoteproc.presence import Presence
+from rpmsgx.remoteproc.qemu import MACHINES as QEMU
 from rpmsgx.virtio.link import VdevLink
 from rpmsgx.virtio.table import ADDR_ANY, Trace, Vdev, Vring, build, parse
 
@@ -39,6 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "process": {"platform": "native", "process": True},
     "lasting": {"platform": "native"},  # with a socket: it goes on without its host
     "unicorn": {"platform": "unicorn"},
+    **{machine: {"platform": "qemu", "machine": machine} for machine in QEMU},
 }
 
 

@@ -356,7 +356,7 @@ def test_lesson_17_enabled_copies_and_the_recovery_goes_on(remote: dict[str, Any
         assert found is not None and found.data is not None
         assert bytes(found.data)[heap - found.da :][:15] == b"when it crashed"
         if rproc.platform.machine is not None:  # an ELF image: its segments as well, and the core's registers
-            assert core.machine == rproc.platform.machine and core.find(0) is not None
+            assert core.machine == rproc.platform.machine and core.find(rproc.image.entry) is not None
             assert f"{core.registers['pc']:#010x}" in crashed.cause
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import ROOT, require, run
-from support_boards import boot, echo
+from support_boards import boot, echo, needs
 
 import rpmsgx
 from rpmsgx.remoteproc import board, strict_toml
@@ -603,8 +603,7 @@ def test_recovery_by_is_the_platforms(tmp_path: Path) -> None:
 def test_examples_boot(name: str) -> None:
     """tests/boards has those that take a board, or a process that is one."""
     found = board.load(EXAMPLES / name)
-    module = {"unicorn": "unicorn", "native": "rpmsgx.remoteproc._native"}[found.platform]
-    require(importlib.util.find_spec(module) is not None, f"{module} is not there")
+    needs(found.platform, found.options)
     with found.open_platform() as platform:
         assert platform.name == found.platform
         assert {memory.name for memory in found.memory} <= {region.name for region in platform.space.regions}
