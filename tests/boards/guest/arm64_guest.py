@@ -1,25 +1,39 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A board with a device tree: a UART is the mailbox, a UIO device with memory that Linux leaves alone.
+"""A board with a device tree: Linux on an arm64 core, and beside it a Cortex-M4 that it starts.
 
-Its Python comes from Debian; the extensions are compiled for it from what Cython made of them here. Whatever is
-written to the UART's data register comes back as a byte received, with an interrupt: see `_echo`.
+They share memory that Linux leaves alone. A UART is the mailbox, with an interrupt; registers that start and stop the
+M4 lie in the memory (../soc.py). All of it is one UIO device. The M4 is a machine in a second QEMU.
+
+Linux's Python comes from Debian; the extensions are compiled for it from what Cython made of them here.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import sysconfig
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import emulated
+import soc
 from emulated import Missing, command
 
-TOOLS = ("qemu-system-aarch64", "apt-get", "dpkg-deb", "make", "dtc", "fdtoverlay", "aarch64-linux-gnu-gcc-12")
+from rpmsgx.firmware import path as shipped
+from rpmsgx.memory.region import Region
+from rpmsgx.remoteproc.qemu import QemuPlatform
+
+M4 = "mps2-an386"
+MEMORY, CONTROL = 16 << 20, 0x20_0000  # bytes that the M4 has; where in them the registers are
+MAILBOX = 0x10  # among them
+TOOLS = (
+    *("qemu-system-aarch64", "qemu-system-arm", "apt-get", "dpkg-deb"),
+    *("make", "dtc", "fdtoverlay", "aarch64-linux-gnu-gcc-12"),
+)
 PACKAGES = "qemu-system-arm make device-tree-compiler gcc-12-aarch64-linux-gnu"
 PYTHON = (
     *("python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "python3-typing-extensions"),
@@ -34,20 +48,23 @@ OVERLAY = """\
 / {
 	fragment@0 {
 		target-path = "/pl011@9000000";
-		__overlay__ {
-			compatible = "generic-uio";
-			reg = <0 0x9000000 0 0x1000 0 0x60000000 0 0x100000>;
-			reg-names = "regs", "shm";
-		};
+		__overlay__ { status = "disabled"; };
 	};
 	fragment@1 {
 		target-path = "/";
 		__overlay__ {
+			mailbox@9000000 {
+				compatible = "generic-uio";
+				reg = <0 0x9000000 0 0x1000>, <0 0x60000000 0 0x80000>,
+					<0 0x60100000 0 0x100000>, <0 0x60200000 0 0x1000>;
+				reg-names = "regs", "ram", "shm", "control";
+				interrupts = <0 1 4>;
+			};
 			reserved-memory {
 				#address-cells = <2>;
 				#size-cells = <2>;
 				ranges;
-				shm@60000000 { reg = <0 0x60000000 0 0x100000>; no-map; };
+				m4@60000000 { reg = <0 0x60000000 0 0x1000000>; no-map; };
 			};
 		};
 	};
@@ -55,47 +72,72 @@ OVERLAY = """\
 """
 
 
+class Board(soc.Soc):
+    """What the M4 shares with Linux but its memory. The wire is the UART's: a byte is a ring, either way."""
+
+    wire: socket.socket
+
+    def hear(self) -> bool:
+        try:
+            rings = self.wire.recv(64)
+        except ConnectionResetError:
+            rings = b""
+        if rings and self.core.running:
+            self.mailbox[soc.KICK] = 1
+        elif rings:
+            self.ring()
+        return rings != b""
+
+    def ring(self) -> None:
+        try:
+            self.wire.send(b"r", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
+            pass  # it has rung often enough; or Linux has ended, which `hear` sees
+
+
 def run(folder: Path, program: str) -> list[dict[str, Any]]:
     """What `program`, a file beside this one, tells, line by line."""
     emulated.need(TOOLS, PACKAGES)
-    board = emulated.cached(f"arm64-guest/{emulated.kernel_package('amd64')}", _make)
+    cached = emulated.cached(f"arm64-guest/{emulated.kernel_package('amd64')}", _make)
     root = folder / "root"
-    shutil.copytree(board / "root", root, symlinks=True)
+    shutil.copytree(cached / "root", root, symlinks=True)
     _install(root)
-    machine = ["qemu-system-aarch64", "-M", "virt,gic-version=2", "-cpu", "cortex-a53", "-m", "768"]
-    _device_tree(folder, machine)
-    modules = {path.stem: path for path in board.rglob("*.ko") if path.stem in MODULES}  # some are built in
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(folder / "mailbox"))
-        listener.listen(1)
-        echo = threading.Thread(target=_echo, args=[listener], daemon=True)
-        echo.start()
-        qemu: list[str | Path] = [*machine, "-dtb", folder / "board.dtb", "-kernel", next(board.rglob("vmlinuz-*"))]
-        qemu += ["-chardev", f"socket,id=mailbox,path={folder / 'mailbox'}", "-serial", "chardev:mailbox"]
-        qemu += ["-chardev", "stdio,id=console", "-device", "pci-serial,chardev=console"]
-        environment = {
-            "modules": " ".join(name for name in MODULES if name in modules),
-            "path": "/rpmsgx",
-            "python": "/usr/bin/python3.11",
-            "program": f"/rpmsgx/{program}",
-        }
-        archive = emulated.initramfs(root / "bin" / "busybox", modules)
+    ours, uart = socket.socketpair()
+    with ours, uart, QemuPlatform(M4) as core, ThreadPoolExecutor(1) as pool:
+        memory = core.shared.fd
+        assert memory is not None
+        control = Region.from_fd("control", memory, 0x1000, offset=CONTROL)
+        board = Board(core, control.view[:MAILBOX], control.view[MAILBOX:], ours)
+        running = pool.submit(board.run, 0.001)
         try:
-            return emulated.run(qemu, folder, archive, root, environment, "console=ttyS0")
+            return _linux(folder, cached, root, f"/rpmsgx/{program}", memory, uart)
         finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            echo.join(10)
+            uart.close()
+            running.result(30)
 
 
-def _echo(listener: socket.socket) -> None:
-    """The mailbox's other end rings back at each ring."""
-    try:
-        end, _ = listener.accept()
-        with end:
-            while data := end.recv(1):
-                end.sendall(data)
-    except OSError:
-        pass  # the guest has ended
+def _linux(
+    folder: Path, cached: Path, root: Path, program: str, memory: int, uart: socket.socket
+) -> list[dict[str, Any]]:
+    # With the possibility of a second CPU, QEMU keeps the barriers.
+    machine = ["qemu-system-aarch64", "-M", "virt,gic-version=2", "-cpu", "cortex-a53", "-smp", "1,maxcpus=2"]
+    machine += ["-m", f"{512 + (MEMORY >> 20)}M", "-object", "memory-backend-ram,id=own,size=512M"]
+    path = f"/proc/{os.getpid()}/fd/{memory}"
+    machine += ["-object", f"memory-backend-file,id=m4,size={MEMORY},mem-path={path},share=on"]
+    machine += ["-numa", "node,memdev=own", "-numa", "node,memdev=m4"]  # from 0x40000000 on, one behind the other
+    _device_tree(folder, machine)
+    modules = {path.stem: path for path in cached.rglob("*.ko") if path.stem in MODULES}  # some are built in
+    qemu: list[str | Path] = [*machine, "-dtb", folder / "board.dtb", "-kernel", next(cached.rglob("vmlinuz-*"))]
+    qemu += ["-chardev", f"socket,id=mailbox,fd={uart.fileno()}", "-serial", "chardev:mailbox"]
+    qemu += ["-chardev", "stdio,id=console", "-device", "pci-serial,chardev=console"]
+    environment = {
+        "modules": " ".join(name for name in MODULES if name in modules),
+        "path": "/rpmsgx",
+        "python": "/usr/bin/python3.11",
+        "program": program,
+    }
+    archive = emulated.initramfs(root / "bin" / "busybox", modules)
+    return emulated.run(qemu, folder, archive, root, environment, "console=ttyS0", [uart.fileno()])
 
 
 def _make(folder: Path) -> None:
@@ -131,12 +173,14 @@ def _make(folder: Path) -> None:
 
 
 def _install(root: Path) -> None:
-    """This checkout, and its extensions, compiled by zig for the guest's Python."""
+    """This checkout, its extensions, compiled by zig for the guest's Python, and firmware for the M4."""
     target = root / "rpmsgx"
-    for part in ("rpmsgx", "tests/boards/guest"):
+    for part in ("rpmsgx", "examples", "tests/boards/guest"):
         ignored = shutil.ignore_patterns("*.so", "*.c", "*.elf", "__pycache__")
         shutil.copytree(emulated.ROOT / part, target / part, ignore=ignored)
-    for name in ("proc", "sys", "dev", "tmp"):
+    shutil.copy(shipped("sample", M4), target / "examples" / "boards" / "m4.elf")  # where the board files want it
+    shutil.copy(shipped("crash", M4), target / "examples" / "boards" / "crash.elf")
+    for name in ("proc", "sys", "dev", "tmp", "run"):
         (root / name).mkdir(exist_ok=True)
     compilers = []
     for extension in EXTENSIONS:
@@ -147,6 +191,8 @@ def _install(root: Path) -> None:
         words += ["-g0", "-std=gnu11", "-I", str(emulated.ROOT / "csrc"), "-I", sysconfig.get_paths()["include"]]
         words += [str(source), "-o", str(target / f"{extension}.cpython-311-aarch64-linux-gnu.so")]
         compilers.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    folders = [target / "rpmsgx", root / "usr" / "lib" / "python3.11"]
+    subprocess.run([sys.executable, "-m", "compileall", "-qq", *folders])  # the guest would take its time
     for compiler in compilers:
         output, _ = compiler.communicate()
         if compiler.returncode:

@@ -100,12 +100,18 @@ def _cpio(entries: Mapping[str, tuple[int, bytes]]) -> bytes:
 
 
 def run(
-    qemu: Sequence[str | Path], folder: Path, archive: bytes, root: Path, environment: Mapping[str, object], boot: str
+    qemu: Sequence[str | Path],
+    folder: Path,
+    archive: bytes,
+    root: Path,
+    environment: Mapping[str, object],
+    boot: str,
+    descriptors: Sequence[int] = (),
 ) -> list[dict[str, Any]]:
     """Run the guest until it ends: each line of its console that is a JSON object.
 
-    `qemu` is the command without kernel parameters, initramfs, console and root; the console is in `folder`. Raises
-    RuntimeError, with the console, if the guest does not end in time.
+    `qemu` is the command without kernel parameters, initramfs, console and root, and may name `descriptors`; the
+    console is in `folder`. Raises RuntimeError, with the console, if the guest does not end in time.
     """
     (folder / "initramfs").write_bytes(archive)
     words = [f'{name}="{value}"' for name, value in environment.items()]
@@ -117,7 +123,13 @@ def run(
     with console.open("wb") as output:
         try:
             subprocess.run(
-                [*qemu, *rest], stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=LIMIT, check=True
+                [*qemu, *rest],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=descriptors,
+                timeout=LIMIT,
+                check=True,
             )
         except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
             raise RuntimeError(f"{error}; the console:\n{console.read_text(errors='replace')}") from error
