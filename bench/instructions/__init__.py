@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 
 from ..limits import FLAGS, Missing, compiler
 
@@ -67,7 +68,7 @@ def signature(path: str) -> str:
         elf = ELFFile(file)
         comment, symbols = elf.get_section_by_name(".comment"), elf.get_section_by_name(".dynsym")
         text = "" if comment is None else comment.data().decode("ascii", "replace")
-        guarded = symbols is not None and symbols.get_symbol_by_name("__stack_chk_fail") is not None
+        guarded = isinstance(symbols, SymbolTableSection) and symbols.get_symbol_by_name("__stack_chk_fail") is not None
     where = os.uname().machine + (", stack protector" if guarded else "")
     for name, pattern in (("clang", r"clang version (\d+)"), ("gcc", r"GCC: \([^)]*\) (\d+)")):
         found = re.search(pattern, text)

@@ -454,7 +454,7 @@ RPX_HOT bool rpx_tx_turn_at(struct rpx_tx *tx, struct rpx_drv *drv, struct rpx_d
 	if (tx->drv != NULL)
 		rpx_drv_turn(drv, id, RPX_HDR + (uint32_t)size);
 	else
-		rpx_dev_turn(dev, id, RPX_HDR + (tx->whole ? tx->room : (uint32_t)size));
+		rpx_dev_turn(dev, id, tx->whole ? len : RPX_HDR + (uint32_t)size);
 	return true;
 }
 

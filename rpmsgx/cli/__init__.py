@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "attach": "take over a remote that runs, and show what it does until Ctrl-C",
+    "bench": "measure throughput and round trips",
     "board": "check board files",
     "coredump": "show a core dump",
     "demo": "boot a sample firmware and talk to it",

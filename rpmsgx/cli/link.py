@@ -15,10 +15,15 @@ ANY = 0xFFFFFFFF
 SERVICE = "rpmsg-raw"  # what Linux's rpmsg_char binds to
 
 
-def add_link(parser: argparse.ArgumentParser, role: Literal["driver", "device"]) -> None:
+def add_link(
+    parser: argparse.ArgumentParser, role: Literal["driver", "device"], *, required: bool = True
+) -> None:
     """Arguments for `open_link`; `role` is the default."""
     parser.add_argument(
-        "url", metavar="URL", help="the link, such as file:/dev/shm/link; char: is the kernel's rpmsg devices"
+        "url",
+        metavar="URL",
+        nargs=None if required else "?",
+        help="the link, such as file:/dev/shm/link; char: is the kernel's rpmsg devices",
     )
     parser.add_argument(
         "--role",

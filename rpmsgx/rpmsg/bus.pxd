@@ -169,7 +169,7 @@ cdef class Endpoint:
     cdef int usable(self) except -1
     cdef int await_message(self, rpx_msg *msg, object timeout) except -1
     cdef int keep(self, rpx_msg *msg) except -1
-    cdef int await_slow(self, rpx_msg *msg, double timeout) except -1
+    cdef int await_slow(self, rpx_msg *msg, double timeout, uint64_t epoch) except -1
     cdef int try_message(self, rpx_msg *msg) except -1
     cdef object receive(self, int how, rpx_msg *msg, uint32_t *src)
     cdef uint32_t destination(self) except? 0

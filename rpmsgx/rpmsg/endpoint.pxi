@@ -216,15 +216,16 @@ cdef class Endpoint:
 
     cdef int await_message(self, rpx_msg *msg, object timeout) except -1:
         """Wait for a message. QUEUED, or MINE with the message in *msg, whose buffer the caller gives back."""
+        cdef uint64_t epoch = self.bus.epoch  # any look may be the one that finds the session over
         if timeout is None and not self.closed and self.callback is None and self.lost == 0 and \
                 self.count == 0 and self.bus.state == OPEN and bus_step(self.bus, self, msg) == MINE:
             return MINE
         self.begin(timeout)
         if self.count:
             return QUEUED
-        return self.await_slow(msg, seconds(timeout))
+        return self.await_slow(msg, seconds(timeout), epoch)
 
-    cdef int await_slow(self, rpx_msg *msg, double timeout) except -1:
+    cdef int await_slow(self, rpx_msg *msg, double timeout, uint64_t epoch) except -1:
         cdef Bus bus = self.bus
         cdef Waiter w = None
         cdef int rc
@@ -243,10 +244,10 @@ cdef class Endpoint:
                 bus_flush_rx(bus)
                 if self.count or self.closed or self.removed:
                     continue
+                if epoch != bus.epoch:
+                    raise ChannelRemoved(f"the link went away: {bus.link.gone}")
                 if w is None:
                     w = Waiter.start(bus, self, 0, timeout)
-                elif w.epoch != bus.epoch:
-                    raise ChannelRemoved(f"the link went away: {bus.link.gone}")
                 elif w.expired:
                     clear_fd(self.event_fd)  # as try_recv() does; bus_leave() looks once more and arms
                     raise Timeout(f"no message within {timeout:g} s{bus_stall_note(bus, w)}")

@@ -55,6 +55,13 @@ cdef int bus_wait(Bus bus, Waiter w) except -1:
                       'create it with overflow="drop"')
     if bus_lost(bus):
         return bus_session_check(bus, False)
+    if bus.spin > 0 and bus.up and not w.stalled:
+        if not bus.exposed:
+            rpx_rx_mute(&bus.rx)  # who looks need not be told
+        if bus_spin_for(bus, min(w.deadline, monotonic() + bus.spin)):
+            if bus.tx_waiters and bus.up and rpx_tx_pending(&bus.tx):
+                bus_wake_wanting(bus, WANTS_BUFFER)  # this thread may not be one of them
+            return bus_yield(bus)
     if bus.up:
         if w.stalled:
             rpx_rx_mute(&bus.rx)
@@ -82,8 +89,6 @@ cdef int bus_block(Bus bus, Waiter w) except -1:
     cdef double left
     cdef int n, i, error, ms = -1
     cdef bint rang = False
-    if bus.spin > 0 and bus.up and not w.stalled and bus_spin_for(bus, min(w.deadline, monotonic() + bus.spin)):
-        return 0
     if w.deadline != INFINITY:
         left = w.deadline - monotonic()
         ms = <int>min(max(left, 0.0) * 1000 + 1, 3.6e6)

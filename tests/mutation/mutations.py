@@ -490,8 +490,8 @@ MUTATIONS = (
     Mutation(
         "short_way_sends_its_own_length",
         RPMSG,
-        "tx->whole ? tx->room : (uint32_t)size",
-        "(uint32_t)size",
+        "tx->whole ? len : RPX_HDR + (uint32_t)size",
+        "RPX_HDR + (uint32_t)size",
         "ring",
         "OpenAMP's driver up to 2023.10 posts a buffer again with the length of used.len",
     ),
