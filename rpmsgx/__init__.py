@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rpmsgx.remoteproc.resources import Resources
     from rpmsgx.rpmsg.bus import Bus, Channel, Claim, Endpoint, Hold
     from rpmsgx.rpmsg.open import open
+    from rpmsgx.rpmsg.stream import Stream
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ _LAZY = {
     "Hold": "rpmsgx.rpmsg.bus",
     "Remoteproc": "rpmsgx.remoteproc.remoteproc",
     "Resources": "rpmsgx.remoteproc.resources",
+    "Stream": "rpmsgx.rpmsg.stream",
     "aio": "",
 }
 
@@ -69,6 +71,7 @@ __all__ = [
     "ResourceError",
     "Resources",
     "StateError",
+    "Stream",
     "Timeout",
     "aio",
     "get_include",

@@ -1,4 +1,4 @@
-"""Carveouts: named pieces cut out of granted memory."""
+"""Carveouts: named pieces cut out of granted memory, and who shares one out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,41 @@ from operator import itemgetter
 from ..errors import ResourceError
 from .region import Region, hex_range
 from .space import AddressSpace
+
+
+class Carveout:
+    """Memory that both ends of a link know by `name`: for what is too much for messages, which then carry addresses.
+
+    `da`: where it begins for the remote, and in messages; `size`: bytes; `view`: all of it, writable. The peer can
+    write to it at any time; who may do so when is for the messages to say. What was written before a message is sent
+    is there when it is received. Views stay valid while they are alive, whatever becomes of the link. On "device"
+    memory the caller keeps its accesses aligned. Thread-safe.
+    """
+
+    __slots__ = ("da", "name", "size", "view")
+
+    def __init__(self, space: AddressSpace, name: str, da: int, size: int) -> None:
+        """Raises ResourceError if `space` does not grant this memory."""
+        self.name = name
+        self.da = da
+        self.size = size
+        self.view = space.view(da, size)
+
+    def at(self, da: int, size: int) -> memoryview:
+        """The `size` bytes at `da`, writable: for an address that came in a message.
+
+        Raises ResourceError if they are not all in here.
+        """
+        offset = da - self.da
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise ResourceError(f"da {hex_range(da, size)} is not in {self!r}")
+        return self.view[offset : offset + size]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __repr__(self) -> str:
+        return f"<Carveout {self.name!r} da {hex_range(self.da, self.size)}>"
 
 
 class Allocator:

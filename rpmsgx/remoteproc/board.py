@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import BoardError, ResourceError
 from ..memory.region import KINDS, Region, hex_range
+from ..virtio.layout import check_size
+from ..virtio.link import BUFFER_MAX
 from ..virtio.table import ADDR_ANY, MAX_VRING_NUM, MAX_VRINGS
 from . import steps
 from . import strict_toml as toml
@@ -385,6 +387,25 @@ def _machine(value: object) -> int:
     return numbers[toml.choice(*numbers)(value)]
 
 
+def _buffer_size(value: object) -> int:
+    size = toml.size(BUFFER_MAX)(value)
+    check_size(size)
+    return size
+
+
+def _each_way(parse: Callable[[object], int]) -> Callable[[object], int | tuple[int, int]]:
+    """Parses one number for both directions, or [rx, tx]."""
+
+    def both(value: object) -> int | tuple[int, int]:
+        if not isinstance(value, list):
+            return parse(value)
+        if len(value) != 2:
+            raise ValueError(f"{toml.shown(value)} is not one number for each direction; write [rx, tx]")
+        return parse(value[0]), parse(value[1])
+
+    return both
+
+
 def _firmware(value: object) -> str:
     from .firmware import candidates
 
@@ -440,6 +461,7 @@ _BOARD = {
     "vdev": _Key(_anything),
     "core": _Key(toml.table),
     "doorbell": _Key(toml.table),
+    "rpmsg": _Key(toml.table),
     "shared": _Key(_name),
     "desc_addr": _Key(toml.choice("pa", "da")),
     "table_da": _Key(_U32),
@@ -507,6 +529,11 @@ _VDEV = {
     "features": _Key(_U32),
     "config": _Key(toml.hex_bytes),
 }
+_RPMSG = {
+    "buffer_size": _Key(_each_way(_buffer_size)),
+    "buffer_count": _Key(_each_way(toml.integer(1, MAX_VRING_NUM))),
+    "bufsz": _Key(toml.boolean),
+}
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 
@@ -531,6 +558,8 @@ def _read(reader: Reader, path: str, data: Mapping[str, Any]) -> Board:
     claims = _read_claims(reader, data, memory)
     resources = Resources()
     _read_vdevs(reader, resources, data)
+    for key, value in reader.table(("rpmsg",), values.get("rpmsg", {}), _RPMSG).items():
+        setattr(resources, key, value)
     resources.table_da = values.get("table_da")
     if resources.table_da is not None:
         _check_table_da(reader, resources.table_da, memory)

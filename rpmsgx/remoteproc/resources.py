@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from ..errors import ResourceError
 from ..memory.carveout import Allocator
 from ..memory.region import hex_range
-from ..virtio.link import BUFFER_SIZE, F_NS, Buffers
+from ..virtio.layout import check_size, pair, told_sizes
+from ..virtio.link import BUFFER_SIZE, F_BUFSZ, F_NS, Buffers
 from ..virtio.table import (
     ADDR_ANY,
     LAYOUTS,
@@ -153,8 +154,9 @@ class Resources:
 
     table_da      where a table is installed for firmware that ships none, or does not load it: agreed with the firmware
     parse         finds the table of an image, as (da or None, bytes), or None; by default `image.resource_table`
-    buffer_size   bytes of an rpmsg buffer; None: 512
-    buffer_count  buffers for each direction; None: as many as the vring has descriptors
+    buffer_size   bytes of an rpmsg buffer, or (rx, tx) as the host sees them; None: 512
+    buffer_count  buffers for each direction, or (rx, tx); None: as many as the vring has descriptors
+    bufsz         whether a table that offers F_BUFSZ says how large they are: see rpmsgx.virtio.layout; None: no
 
     Not thread-safe: it belongs to setup. What is changed later counts from the next boot on.
     """
@@ -162,8 +164,9 @@ class Resources:
     def __init__(self, *parts: Resources) -> None:
         self.table_da: int | None = None
         self.parse: Parser | None = None
-        self.buffer_size: int | None = None
-        self.buffer_count: int | None = None
+        self.buffer_size: int | tuple[int, int] | None = None
+        self.buffer_count: int | tuple[int, int] | None = None
+        self.bufsz: bool | None = None
         self._carveouts: dict[str, _Memory] = {}
         self._traces: dict[str, _Memory] = {}
         self._devmems: dict[str, _Memory] = {}
@@ -173,7 +176,7 @@ class Resources:
             self._include(part)
 
     def _include(self, part: Resources) -> None:
-        for field in ("table_da", "parse", "buffer_size", "buffer_count"):
+        for field in ("table_da", "parse", "buffer_size", "buffer_count", "bufsz"):
             mine, other = getattr(self, field), getattr(part, field)
             if mine is None:
                 setattr(self, field, other)
@@ -422,13 +425,17 @@ class _Planner:
         return memory._replace(da=da)
 
     def buffer_memory(self, index: int, vdev: Vdev) -> _Memory:
-        count, size = self.buffers(vdev)
-        return _Memory("buffers", f"vdev{index}buffer", 2 * count * size)
+        return _Memory("buffers", f"vdev{index}buffer", self.buffers(vdev).end)
 
-    def buffers(self, vdev: Vdev) -> tuple[int, int]:
-        """How many for each direction, and the bytes of one."""
-        count = self.resources.buffer_count or max(vring.num for vring in vdev.vrings)
-        return count, self.resources.buffer_size or BUFFER_SIZE
+    def buffers(self, vdev: Vdev, da: int = 0) -> Buffers:
+        resources = self.resources
+        counts = pair("buffer_count", resources.buffer_count or max(vring.num for vring in vdev.vrings))
+        if resources.bufsz and vdev.dfeatures & F_BUFSZ:
+            return Buffers.of(da, counts, told_sizes(vdev.config), bufsz=True)
+        sizes = pair("buffer_size", resources.buffer_size or BUFFER_SIZE)
+        for size in sizes:
+            check_size(size)
+        return Buffers.of(da, counts, sizes)
 
     # -- where it lies -----------------------------------------------------------------------------------------------
 
@@ -488,7 +495,7 @@ class _Planner:
             buffers = None
             if _is_rpmsg(vdev):
                 memory = self.inside(self.buffer_memory(index, vdev), BUFFER_ALIGN)
-                buffers = Buffers(memory.da, *self.buffers(vdev))
+                buffers = self.buffers(vdev, memory.da)
             vdevs.append(PlacedVdev(index, vdev.offset, vdev._replace(vrings=tuple(vrings)), buffers))
         return tuple(vdevs)
 

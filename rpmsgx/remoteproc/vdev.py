@@ -102,6 +102,7 @@ class RpmsgVdev:
         self.remoteproc = remoteproc
         self.index = placed.index
         self.buffers = placed.buffers
+        self.named = {carveout.name: (carveout.da, carveout.size) for carveout in plan.carveouts}
         self.name = f"{remoteproc.name}/vdev{placed.index}"
         self._da = plan.table_da + placed.offset
         self._doorbell = doorbell
@@ -135,6 +136,7 @@ class RpmsgVdev:
             region=region,
             offset=offset,
             buffers=self.buffers,
+            named=self.named,
             resume=self._resume,
         )
         self._bus = Bus(self._link, spin=self.remoteproc.spin, start=False)

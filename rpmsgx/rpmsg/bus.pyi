@@ -4,6 +4,7 @@ from typing import Any, Final, Literal, Never, Protocol, Self, SupportsIndex, Ty
 
 from typing_extensions import Buffer
 
+from rpmsgx.memory.carveout import Carveout
 from rpmsgx.memory.space import AddressSpace
 from rpmsgx.remoteproc.remoteproc import Remoteproc
 from rpmsgx.remoteproc.vdev import RpmsgVdev
@@ -76,6 +77,7 @@ class Bus:
     def remoteproc(self) -> Remoteproc | None: ...
     @property
     def space(self) -> AddressSpace: ...
+    def carveout(self, name: str) -> Carveout: ...
     @property
     def channels(self) -> list[Channel]: ...
     @property

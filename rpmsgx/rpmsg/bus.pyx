@@ -48,6 +48,7 @@ from rpmsgx.errors import (
     Blocked, ChannelRemoved, Closed, Error, MessageSize, MessagesLost, NoPeer, PeerError, ResourceError, StateError,
     Timeout
 )
+from rpmsgx.virtio.link import BUFFER_MAX, BUFFER_MIN
 
 cdef extern from "Python.h":
     ctypedef enum PyLockStatus:
@@ -597,6 +598,13 @@ cdef class Bus:
         if space is None:
             raise StateError("the memory of this link is not known before its peer has come")
         return space
+
+    def carveout(self, name: str):
+        """Memory that both ends know by `name`, a `Carveout`: "bulk" of a link that was made with bulk=, or a carveout
+        of the remote's resource table. Raises ResourceError if there is none, StateError while it is not known,
+        PeerError, Closed."""
+        self.check()
+        return self.link.carveout(name)
 
     @property
     def is_up(self) -> bool:

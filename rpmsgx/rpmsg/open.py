@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from rpmsgx.rpmsg.bus import Bus
-from rpmsgx.virtio.layout import DEFAULT_NUM, Layout, check_num
-from rpmsgx.virtio.link import Link, Role
+from rpmsgx.virtio.layout import DEFAULT_NUM, choose
+from rpmsgx.virtio.link import BUFFER_SIZE, Link, Role
 
 if TYPE_CHECKING:
     from rpmsgx.char import Bus as CharBus
@@ -55,6 +55,10 @@ def open(
     num: int = DEFAULT_NUM,
     event_idx: bool = False,
     indirect: bool = False,
+    buffer_size: int | tuple[int, int] = BUFFER_SIZE,
+    buffer_count: int | tuple[int, int] | None = None,
+    bulk: int = 0,
+    bufsz: bool = False,
     **options: Any,
 ) -> Bus: ...
 
@@ -70,6 +74,10 @@ def open(
     num: int = DEFAULT_NUM,
     event_idx: bool = False,
     indirect: bool = False,
+    buffer_size: int | tuple[int, int] = BUFFER_SIZE,
+    buffer_count: int | tuple[int, int] | None = None,
+    bulk: int = 0,
+    bufsz: bool = False,
     **options: Any,
 ) -> Bus | CharBus:
     """Open one end of the link at `url` and return its bus; never waits for the peer.
@@ -78,7 +86,12 @@ def open(
     before blocking; more is faster and warmer. `queue`, `overflow`: what an endpoint holds, and what happens when it
     is full ("block": the bus stops, "drop": counted). `num`, `event_idx`, `indirect`: the vrings' size and the
     features offered, where this end writes the resource table; over vhost-user: the driver chooses the size,
-    the device offers. Further options are the transport's own:
+    the device offers. `buffer_size`, `buffer_count`: the driver's buffers, for both directions or as (rx, tx): bytes
+    (16 to 65552, 16 of them the header, a multiple of 16), and how many (default: one for each descriptor). A device
+    takes what the driver posts; if it makes the memory, it needs both for its size. `bulk`: bytes of memory beside the
+    rings, where this end writes the table: `Bus.carveout("bulk")`. `bufsz`: the table says how large the buffers are to
+    be, and the driver keeps to it (the proposed VIRTIO_RPMSG_F_BUFSZ, see docs/openamp.md). Further options are the
+    transport's own:
 
         virtual:NAME     both ends in this process
         file:PATH        a shared file and a Unix socket: doorbell=, create=, server=
@@ -95,11 +108,11 @@ def open(
     Raises ValueError for a URL or option that cannot be, ResourceError for memory that is not acceptable, OSError.
     """
     scheme, colon, address = url.partition(":")
+    shape = choose(num, event_idx, indirect, buffer_size, buffer_count, bulk, bufsz)
     if colon and scheme == KERNEL:
         if role == "device":
             raise ValueError("char: the kernel is the driver, and its peer the device; leave role out")
-        given = (spin, queue, overflow, layout, num, event_idx, indirect)
-        if given != (0.0, 1024, "block", "openamp", DEFAULT_NUM, False, False) or options:
+        if (spin, queue, overflow, layout) != (0.0, 1024, "block", "openamp") or shape != choose() or options:
             raise ValueError("char: has no options: rings and queues are the kernel's")
         kernels: CharBus = import_module("rpmsgx.char").Bus(address)
         return kernels
@@ -109,7 +122,6 @@ def open(
         raise ValueError(f'role must be "driver" (host) or "device" (remote), not {role!r}')
     if layout != "openamp":
         raise ValueError(f'layout must be "openamp", not {layout!r}')
-    shape = Layout(check_num(num), bool(event_idx), bool(indirect))
     link = _transport(scheme)(address, role, layout=shape, **options)
     try:
         return Bus(link, spin=spin, queue=queue, overflow=overflow)

@@ -109,9 +109,9 @@ cdef int bus_session_driver(Bus bus, session, rpx_ring *rx, rpx_ring *tx) except
     cdef const char *wrong
     for given, where in ((session.rx_pool, 0), (session.tx_pool, 1)):
         pool = &bus.rx.pool if where == 0 else &bus.tx.pool
-        if not 16 <= given.size <= 65536 or given.size % 16 != 0 or given.count < 1:
-            raise ResourceError(f"{given.count} buffers of {given.size} bytes: sizes are multiples of 16, at "
-                                "most 65536")
+        if not BUFFER_MIN <= given.size <= BUFFER_MAX or given.size % 16 != 0 or given.count < 1:
+            raise ResourceError(f"{given.count} buffers of {given.size} bytes: sizes are multiples of 16, "
+                                f"{BUFFER_MIN} to {BUFFER_MAX}")
         pool.base = bus_locate(bus, given.buffer, given.offset, given.size * given.count)
         pool.addr = given.addr
         pool.size = given.size

@@ -11,18 +11,19 @@ import errno
 import fcntl
 import os
 import struct
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rpmsgx.errors import ResourceError, StateError
-from rpmsgx.memory.region import Region
+from rpmsgx.memory.region import Region, hex_range
 from rpmsgx.memory.space import AddressSpace
 from rpmsgx.notify.socket import SocketDoorbell
 from rpmsgx.notify.timer import PolledDoorbell
-from rpmsgx.virtio.layout import buffers_behind
-from rpmsgx.virtio.link import DRIVER_OK, VdevLink
-from rpmsgx.virtio.table import ADDR_ANY, VIRTIO_ID_RPMSG, VdevView, parse, vring_size
+from rpmsgx.virtio.link import DRIVER_OK, F_BUFSZ, VdevLink
+from rpmsgx.virtio.table import ADDR_ANY, LITTLE, VIRTIO_ID_RPMSG, VdevView, parse, vring_size
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rpmsgx.notify.doorbell import Doorbell
     from rpmsgx.virtio.layout import Layout
     from rpmsgx.virtio.link import Buffers, Role, Session
@@ -38,8 +39,9 @@ class FileLink(VdevLink):
         self, role: Role, path: str, *, layout: Layout, bell: str | None, create: bool, server: bool
     ) -> None:
         self._path = path
+        self._layout = layout
         self._server = server
-        self._file = file = _File(path, role, layout, create)
+        self._file = file = _File(path, role, layout, make=True, replace=create)
         doorbell: Doorbell | None = None
         try:
             if bell is None:
@@ -51,11 +53,9 @@ class FileLink(VdevLink):
                 f"file:{path}",
                 space=file.space,
                 region=file.region,
-                offset=file.vdev_offset,
                 doorbell=doorbell,
-                buffers=file.buffers,
-                table_end=file.table_end,
                 per_connection=True,
+                **file.found._asdict(),
             )
         except BaseException:
             if doorbell is not None:
@@ -68,10 +68,11 @@ class FileLink(VdevLink):
         # A server may have made the file anew since it was opened here; once it is connected, its file is in place.
         may_differ = self.doorbell.connected and not (self._server or self._polled or self._closed)
         if may_differ and not self._file.is_at(self._path):
-            file = _File(self._path, self.role)
+            file = _File(self._path, self.role, self._layout)
             self._file.close()
             self._file = file
-            self._attach(file.space, file.region, file.vdev_offset, file.buffers, file.table_end)
+            self._attach(file.space, file.region, *file.found[:3])
+            self.named = file.found.named
         return super().session()
 
     @property
@@ -100,10 +101,12 @@ class FileLink(VdevLink):
 
 
 class _File:
-    """The file at `path`, made where it is missing if there is a `layout`, checked, locked for `role`, and mapped."""
+    """The file at `path`, checked, locked for `role`, and mapped. `make`: if it is missing; `replace`: in any case."""
 
-    def __init__(self, path: str, role: Role, layout: Layout | None = None, create: bool = False) -> None:
-        self._lock = _open(path, layout, create)
+    def __init__(
+        self, path: str, role: Role, layout: Layout, *, make: bool = False, replace: bool = False
+    ) -> None:
+        self._lock = _open(path, layout if make else None, replace)
         region = None
         try:
             _lock_role(self._lock, role, path)
@@ -113,10 +116,9 @@ class _File:
             # whoever still holds a view or was forked.
             self.region = region = Region.file(path, f"/proc/self/fd/{self._lock}")
             region.guard()
-            vdev, self.table_end, self.buffers = check_table(region, role)
-            self.vdev_offset = vdev.offset
+            self.found = check_table(region, role, layout)
             self.space = AddressSpace(region)
-            self._vdev = VdevView(region.buffer, vdev.offset)
+            self._vdev = VdevView(region.buffer, self.found.offset)
         except BaseException:
             self.unlock()
             if region is not None:
@@ -160,7 +162,8 @@ def open_link(
 
     `doorbell`: "unix:SOCKET" (default unix:PATH.bell), or "none": both ends look every millisecond. `create`: make
     the file anew, even if there is one. `server`: whether this end owns table and socket; by default the driver does.
-    `layout` counts where this end makes the file; of one that is there, the table says where and how large things are.
+    `layout` counts where this end makes the file; of one that is there, the table says where and how large things are,
+    but for a driver's buffers.
 
     Raises ResourceError for a file that cannot be such a link, StateError if this role's end is open already, OSError
     if file or socket cannot be opened.
@@ -179,8 +182,17 @@ def open_link(
     return FileLink(role, address, layout=layout, bell=bell, create=create, server=bool(server))
 
 
-def check_table(region: Region, role: Role) -> tuple[Vdev, int, Buffers | None]:
-    """The rpmsg vdev in the table at the start of `region`, the table's end, and a driver's buffers.
+class Found(NamedTuple):
+    """What a link is made of: place of the rpmsg vdev, a driver's buffers, the table's end, carveouts as (da, size)."""
+
+    offset: int
+    buffers: Buffers | None
+    table_end: int
+    named: Mapping[str, tuple[int, int]]
+
+
+def check_table(region: Region, role: Role, layout: Layout) -> Found:
+    """What the table at the start of `region` has, and a driver's buffers by the sizes of `layout`.
 
     Raises ResourceError, with the region's name, if the table is none, or the region too small for what it describes.
     """
@@ -192,27 +204,50 @@ def check_table(region: Region, role: Role) -> tuple[Vdev, int, Buffers | None]:
         vdev = vdevs[0]
         if len(vdev.vrings) != 2:
             raise ResourceError(f"resource table: the rpmsg vdev has {len(vdev.vrings)} vrings, not 2")
-        end = vdev.offset + 28 + 20 * len(vdev.vrings) + len(vdev.config)
-        top = end
-        for index, vring in enumerate(vdev.vrings):
-            what = f"resource table: vring {index}: da {vring.da:#x}"
-            if vring.da == ADDR_ANY:
-                raise ResourceError(f"{what}: nobody has placed it")
-            if vring.da < end or vring.da % 16:
-                raise ResourceError(f"{what} lies in the table, or is no multiple of 16")
-            size = vring_size(vring.num, vring.align)
-            if vring.da + size > region.size:
-                raise ResourceError(f"{what} + {size:#x} bytes is beyond the file's {region.size:#x}")
-            top = max(top, vring.da + size)
-        if role == "device":
-            return vdev, end, None
-        buffers = buffers_behind(top, max(vring.num for vring in vdev.vrings))
-        need = buffers.da + 2 * buffers.count * buffers.size
-        if need > region.size:
-            raise ResourceError(f"size is {region.size:#x}, a driver's buffers end at {need:#x}")
+        ends = [carveout.offset + LITTLE.carveout.size for carveout in table.carveouts]
+        end = max([vdev.offset + 28 + 20 * len(vdev.vrings) + len(vdev.config), *ends])
+        top = _check_rings(vdev, end, region.size)
+        named = {each.name: (each.da, each.len) for each in table.carveouts if each.da != ADDR_ANY and each.len}
+        for name, (da, size) in named.items():
+            if da < end or da + size > region.size:
+                what = f"resource table: carveout {name!r} {hex_range(da, size)}"
+                raise ResourceError(f"{what} lies in the table, or beyond the file's {region.size:#x}")
+        buffers = _place_buffers(vdev, top, region.size, layout, named) if role == "driver" else None
     except ResourceError as error:
         raise ResourceError(f"{region.name}: {error}") from None
-    return vdev, end, buffers
+    return Found(vdev.offset, buffers, end, named)
+
+
+def _check_rings(vdev: Vdev, start: int, limit: int) -> int:
+    """Where the vrings end, which lie from `start` on and in `limit` bytes."""
+    top = start
+    for index, vring in enumerate(vdev.vrings):
+        what = f"resource table: vring {index}: da {vring.da:#x}"
+        if vring.da == ADDR_ANY:
+            raise ResourceError(f"{what}: nobody has placed it")
+        if vring.da < start or vring.da % 16:
+            raise ResourceError(f"{what} lies in the table, or is no multiple of 16")
+        size = vring_size(vring.num, vring.align)
+        if vring.da + size > limit:
+            raise ResourceError(f"{what} + {size:#x} bytes is beyond the file's {limit:#x}")
+        top = max(top, vring.da + size)
+    return top
+
+
+def _place_buffers(
+    vdev: Vdev, start: int, limit: int, layout: Layout, named: Mapping[str, tuple[int, int]]
+) -> Buffers:
+    """A driver's buffers, behind `start`, in `limit` bytes, and in no carveout."""
+    told = vdev.config if layout.bufsz and vdev.dfeatures & F_BUFSZ else None
+    buffers = layout.buffers_behind(start, max(vring.num for vring in vdev.vrings), told)
+    cure = "the end that makes the table needs this driver's buffer_size and buffer_count"
+    if buffers.end > limit:
+        raise ResourceError(f"size is {limit:#x}, a driver's buffers end at {buffers.end:#x}; {cure}")
+    for name, (da, size) in named.items():
+        if da < buffers.end and buffers.da < da + size:
+            what = f"a driver's buffers {hex_range(buffers.da, buffers.end - buffers.da)}"
+            raise ResourceError(f"{what} overlap carveout {name!r} {hex_range(da, size)}; {cure}")
+    return buffers
 
 
 def _open(path: str, layout: Layout | None, create: bool) -> int:

@@ -11,14 +11,16 @@ piece each, no FEATURES_OK step (3.1.2).
 from __future__ import annotations
 
 from itertools import pairwise
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from rpmsgx.errors import ResourceError
+from rpmsgx.errors import ResourceError, StateError
+from rpmsgx.memory.carveout import Carveout
 from rpmsgx.notify.doorbell import Doorbell
 from rpmsgx.virtio.table import ADDR_ANY, VdevView, vring_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from rpmsgx.memory.region import Region
     from rpmsgx.memory.space import AddressSpace
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 Role = Literal["driver", "device"]
 
 F_NS = 1 << 0
+F_BUFSZ = 1 << 1  # proposed: the configuration space says how large the buffers are (rpmsgx.virtio.layout)
 F_INDIRECT_DESC = 1 << 28
 F_EVENT_IDX = 1 << 29
 SUPPORTED = F_NS | F_INDIRECT_DESC | F_EVENT_IDX
@@ -33,6 +36,7 @@ SUPPORTED = F_NS | F_INDIRECT_DESC | F_EVENT_IDX
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
 
 BUFFER_SIZE = 512  # bytes of an rpmsg buffer, header included (Linux, OpenAMP)
+BUFFER_MIN, BUFFER_MAX = 16, 65552  # the header; with the longest message that it can tell of, a multiple of 16
 
 
 class Ring(NamedTuple):
@@ -100,6 +104,7 @@ class Link:
     gone = "the peer closed it or was reset"  # why alive() became false
     ended = False  # alive() is false for good: there will be no other session
     space: AddressSpace | None = None  # what both ends can reach, while it is known
+    named: Mapping[str, tuple[int, int]] = MappingProxyType({})  # da and size of its carveouts
 
     def session(self) -> Session | None:
         """The next session; None while the peer is not ready for one. A driver resets the device first."""
@@ -112,6 +117,15 @@ class Link:
     def present(self) -> bool:
         """Whether there is a peer that could still take messages."""
         return self.doorbell.connected
+
+    def carveout(self, name: str) -> Carveout:
+        """What both ends know by `name`. Raises ResourceError if there is none, StateError while none is known."""
+        if self.space is None:
+            raise StateError("the memory of this link is not known before its peer has come")
+        if name not in self.named:
+            known = ", ".join(map(repr, self.named)) or "none"
+            raise ResourceError(f"{self.url}: there is no carveout {name!r}; there is {known}")
+        return Carveout(self.space, name, *self.named[name])
 
     def needs_reset(self) -> None:
         """The peer broke a rule: say so where the transport lets this end say so (VIRTIO 2.1.2-2)."""
@@ -130,11 +144,33 @@ class Link:
 
 
 class Buffers(NamedTuple):
-    """Where a driver's buffers lie: `da` of the rx pool, the tx pool behind it; `count` of `size` bytes each."""
+    """Where a driver's buffers lie: `count` of `size` bytes for rx at `da`, and those for tx behind them.
+
+    `tx`: count and size of those, where they differ. `bufsz`: the device has said how large they are to be.
+    """
 
     da: int
     count: int  # type: ignore[assignment]
     size: int = BUFFER_SIZE
+    tx: tuple[int, int] | None = None
+    bufsz: bool = False
+
+    @classmethod
+    def of(cls, da: int, counts: tuple[int, int], sizes: tuple[int, int], bufsz: bool = False) -> Buffers:
+        """By (rx, tx) of each."""
+        rx, tx = zip(counts, sizes, strict=True)
+        return cls(da, *rx, tx=None if tx == rx else tx, bufsz=bufsz)
+
+    @property
+    def pools(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """da, count and size of the buffers for rx, and for tx."""
+        count, size = self.tx or (self.count, self.size)
+        return (self.da, self.count, self.size), (self.da + self.count * self.size, count, size)
+
+    @property
+    def end(self) -> int:
+        da, count, size = self.pools[1]
+        return da + count * size
 
 
 def overlapping(parts: list[tuple[object, int, int]]) -> bool:
@@ -164,8 +200,9 @@ class VdevLink(Link):
     """A link over the vdev entry at `offset` of a resource table in `region`.
 
     Addresses of vrings in the table are device addresses of `space`; descriptors carry physical addresses, or device
-    addresses where `desc_addr` is "da". `buffers` is for a driver. A device can use all of `space` but the table's
-    region up to `table_end` and the rings themselves. Nothing is read back that this end wrote.
+    addresses where `desc_addr` is "da". `buffers` is for a driver. `named`: carveouts, as (da, size). A device can use
+    all of `space` but the table's region up to `table_end` and the rings themselves. Nothing is read back that this end
+    wrote.
 
     `per_connection`: a session belongs to one connection of the doorbell. The driver sets the rings up anew for each,
     and a device uses them once it was rung on this one: a DRIVER_OK that it finds may be of the one before.
@@ -183,6 +220,7 @@ class VdevLink(Link):
         buffers: Buffers | None = None,
         desc_addr: Literal["da", "pa"] = "pa",
         table_end: int = 0,
+        named: Mapping[str, tuple[int, int]] | None = None,
         in_process: bool = False,
         per_connection: bool = False,
         resume: bool = False,
@@ -198,6 +236,7 @@ class VdevLink(Link):
         self._lost = doorbell.lost
         self._closed = False
         self._agreed: list[int] = []
+        self.named = named or {}
         self._attach(space, region, offset, buffers, table_end)
 
     def _attach(
@@ -235,13 +274,14 @@ class VdevLink(Link):
             raise ResourceError("a driver needs memory for its buffers")
         vdev = self._vdev
         resume, self._resume = self._resume, False
+        supported = SUPPORTED | F_BUFSZ * self._buffers.bufsz
         if resume:
-            features = vdev.gfeatures & vdev.dfeatures & SUPPORTED
+            features = vdev.gfeatures & vdev.dfeatures & supported
         else:
             vdev.status = 0
             vdev.status = ACKNOWLEDGE
             vdev.status = ACKNOWLEDGE | DRIVER
-            features = vdev.dfeatures & SUPPORTED
+            features = vdev.dfeatures & supported
             vdev.gfeatures = features
         try:
             rings = self._rings()
@@ -311,8 +351,7 @@ class VdevLink(Link):
 
     def _pool(self, index: int) -> Pool:
         assert self._buffers is not None
-        da, count, size = self._buffers
-        da += index * count * size
+        da, count, size = self._buffers.pools[index]
         region, offset = self.space.find_da(da, count * size)
         base = region.da if self._desc_addr == "da" else region.pa
         return Pool(region.buffer, offset, base + offset, size, count)

@@ -35,7 +35,7 @@ class RegionLink(VdevLink):
                     raise ResourceError(f"{url}: size is {region.size:#x}, a link takes {layout.size:#x}")
                 space.write(0, layout.table())
             try:
-                vdev, end, buffers = check_table(region, role)
+                found = check_table(region, role, layout)
             except ResourceError as error:
                 raise ResourceError(f"{error}; one end has to write the table: create=True") from None
             super().__init__(
@@ -43,11 +43,9 @@ class RegionLink(VdevLink):
                 url,
                 space=space,
                 region=region,
-                offset=vdev.offset,
                 doorbell=doorbell,
-                buffers=buffers,
-                table_end=end,
                 desc_addr="da",
+                **found._asdict(),
             )
         except BaseException:
             doorbell.close()

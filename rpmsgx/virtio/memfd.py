@@ -18,6 +18,7 @@ from rpmsgx.memory.space import AddressSpace
 from rpmsgx.notify import rights
 from rpmsgx.notify.socket import SocketDoorbell
 from rpmsgx.virtio.file import check_table
+from rpmsgx.virtio.layout import MAX_SIZE
 from rpmsgx.virtio.link import Link, VdevLink
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from rpmsgx.virtio.link import Role, Session
 
 HELLO = b"rpmsgx memfd 1\r\n"
-MAX_SIZE = 1 << 30  # bytes of memory that a device accepts
 
 
 class MemfdDoorbell(SocketDoorbell):
@@ -111,7 +111,7 @@ class MemfdDriver(VdevLink):
     def __init__(self, path: str, layout: Layout) -> None:
         memory = Region.memfd(f"rpmsgx {os.path.basename(path)}", layout.size)
         try:
-            memory.view[: layout.table_size] = layout.table()
+            AddressSpace(memory).write(0, layout.table())
             doorbell = MemfdDoorbell(path, memory)
         except BaseException:
             memory.close()
@@ -121,11 +121,9 @@ class MemfdDriver(VdevLink):
             f"memfd:{path}",
             space=AddressSpace(memory),
             region=memory,
-            offset=layout.vdev_offset,
             doorbell=doorbell,
-            buffers=layout.buffers,
-            table_end=layout.table_size,
             per_connection=True,
+            **check_table(memory, "driver", layout)._asdict(),
         )
 
     def close(self) -> None:
@@ -140,7 +138,8 @@ class MemfdDevice(Link):
     gone = "the peer closed it or died"
     doorbell: MemfdDoorbell
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, layout: Layout) -> None:
+        self._layout = layout
         self.role = "device"
         self.url = f"memfd:{path}"
         self.doorbell = MemfdDoorbell(path, None)
@@ -157,7 +156,7 @@ class MemfdDevice(Link):
         if self._inner is None or self._inner._region is not memory:
             self._forget()
             try:
-                vdev, end, _ = check_table(memory, "device")
+                found = check_table(memory, "device", self._layout)
             except ResourceError:
                 memory.close()
                 doorbell.refuse()
@@ -167,12 +166,11 @@ class MemfdDevice(Link):
                 self.url,
                 space=AddressSpace(memory),
                 region=memory,
-                offset=vdev.offset,
                 doorbell=doorbell,
-                table_end=end,
                 per_connection=True,
+                **found._asdict(),
             )
-            self.space = self._inner.space
+            self.space, self.named = self._inner.space, self._inner.named
         return self._inner.session()
 
     def alive(self) -> bool:
@@ -196,4 +194,4 @@ def open_link(address: str, role: Role, *, layout: Layout) -> Link:
 
     Raises OSError if the driver cannot listen there.
     """
-    return MemfdDriver(address, layout) if role == "driver" else MemfdDevice(address)
+    return (MemfdDriver if role == "driver" else MemfdDevice)(address, layout)

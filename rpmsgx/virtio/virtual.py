@@ -9,6 +9,7 @@ from rpmsgx.errors import StateError
 from rpmsgx.memory.region import Region
 from rpmsgx.memory.space import AddressSpace
 from rpmsgx.notify.doorbell import Doorbell
+from rpmsgx.virtio.file import check_table
 from rpmsgx.virtio.layout import Layout
 from rpmsgx.virtio.link import Role, VdevLink
 
@@ -23,7 +24,7 @@ class _Wire:
         self.name = name
         self.layout = layout
         self.region = Region.anonymous(f"virtual:{name}", layout.size)
-        self.region.view[: layout.table_size] = layout.table()
+        AddressSpace(self.region).write(0, layout.table())
         self.ends: dict[Role, VirtualDoorbell] = {}
 
 
@@ -103,11 +104,9 @@ class VirtualLink(VdevLink):
             f"virtual:{name}",
             space=AddressSpace(wire.region),
             region=wire.region,
-            offset=layout.vdev_offset,
             doorbell=doorbell,
-            buffers=layout.buffers,
-            table_end=layout.table_size,
             in_process=True,
+            **check_table(wire.region, role, layout)._asdict(),
         )
         doorbell.kick(0)
 

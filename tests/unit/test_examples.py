@@ -11,6 +11,7 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 ALL_OUTPUT = {
     "asyncio_echo": ["blue answers b'eulb'", "green answers b'neerg'", "red answers b'der'"],
+    "big_messages": ["one message of 4080", "in bulk 256000 True", "in fragments True"],
     "callbacks": ["there is doubler", "4 doubled is 8", "21 doubled is 42", "gone is doubler"],
     "echo": ["remote got  b'hello'", "host got    b'HELLO'", "remote got  b'rpmsg'", "host got    b'RPMSG'"],
     "numpy_rows": ["100 records, equal: True", "mean radius 1.0"],

@@ -160,7 +160,7 @@ def test_buffers_of_another_size_and_number() -> None:
     resources.buffer_size, resources.buffer_count = 2048, 3
     result = Memory().plan([vdev()], resources)
     buffers = result.vdevs[0].buffers
-    assert buffers is not None and buffers[1:] == (3, 2048)
+    assert buffers is not None and buffers[1:3] == (3, 2048)
     assert places(result)["vdev0buffer"] == (buffers.da, 2 * 3 * 2048)
 
 

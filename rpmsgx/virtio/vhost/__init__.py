@@ -38,8 +38,11 @@ def open_link(
 
     Nothing answers the peer but calls on the bus: a guest that boots waits for them.
 
-    Raises OSError if this end cannot listen there, ValueError for a `uid` that cannot be.
+    Raises OSError if this end cannot listen there, ValueError for a `uid` that cannot be, and for `bulk` and `bufsz` of
+    the layout, for which there is no resource table.
     """
+    if layout.bulk or layout.bufsz:
+        raise ValueError("vhost-user: has neither bulk nor bufsz: there is no resource table to announce them")
     if uid is not None and (not isinstance(uid, int) or uid < 0):
         raise ValueError(f"uid must be a user's number, not {uid!r}")
     listen = role == "device" if server is None else bool(server)

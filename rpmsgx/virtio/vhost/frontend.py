@@ -20,7 +20,6 @@ from rpmsgx.memory.space import AddressSpace
 from rpmsgx.notify.ringer import Ringer, SocketRinger
 from rpmsgx.virtio.link import (
     ACKNOWLEDGE,
-    BUFFER_SIZE,
     DRIVER,
     DRIVER_OK,
     F_EVENT_IDX,
@@ -74,11 +73,11 @@ GAP = 0x3000
 class Memory:
     """The memory that a back-end gets: a region for the rings, one for the buffers. `da` is the user address."""
 
-    def __init__(self, name: str, num: int) -> None:
-        self.num = num
-        self.ring_size = _up(vring_size(num, ALIGN))
-        self.pool_size = num * BUFFER_SIZE
-        sizes = (2 * self.ring_size, 2 * self.pool_size)
+    def __init__(self, name: str, layout: Layout) -> None:
+        self.num = layout.num
+        self.ring_size = _up(vring_size(self.num, ALIGN))
+        self.pools = layout.buffers._replace(da=0).pools  # offsets, not da
+        sizes = (2 * self.ring_size, _up(sum(count * size for _, count, size in self.pools)))
         self.offsets = (GAP, GAP + sizes[0] + GAP)
         self.file = Region.memfd(name, self.offsets[1] + sizes[1])
         assert self.file.fd is not None
@@ -108,8 +107,8 @@ class Memory:
         return VRING_ADDR.pack(index, 0, desc, used, avail, 0)
 
     def pool(self, index: int) -> Pool:
-        offset = index * self.pool_size
-        return Pool(self.buffers.buffer, offset, self.buffers.pa + offset, BUFFER_SIZE, self.num)
+        offset, count, size = self.pools[index]
+        return Pool(self.buffers.buffer, offset, self.buffers.pa + offset, size, count)
 
     def clear_rings(self) -> None:
         self.rings.view[:] = bytes(self.rings.size)
@@ -331,7 +330,7 @@ class VhostUserDriver(Link):
 
     def __init__(self, path: str, layout: Layout, *, listen: bool, uid: int | None) -> None:
         self.url = f"vhost-user:{path}"
-        self._memory = Memory(f"rpmsgx {os.path.basename(path)}", layout.num)
+        self._memory = Memory(f"rpmsgx {os.path.basename(path)}", layout)
         self.space = self._memory.space
         try:
             self.doorbell = Frontend(path, self._memory, listen=listen, uid=uid)
