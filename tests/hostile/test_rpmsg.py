@@ -819,7 +819,7 @@ def test_never_rung(role: Role) -> None:
         assert ept.try_recv() == b"looked"
         wire.peer.deliver(b"looked")
         assert ept.recv(timeout=0) == b"looked"
-        call = Call(ept.recv, timeout=0.2)
+        call = Call(ept.recv, timeout=1)
         blocked(call)
         wire.peer.deliver(b"late")
         assert call.outcome() == b"late"

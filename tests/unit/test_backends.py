@@ -8,6 +8,7 @@ tests/boards/guest.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import pty
 import re
@@ -75,6 +76,7 @@ def refusal(call: Callable[[], object]) -> str:
 
 @pytest.fixture(autouse=True)
 def nothing_stays_open() -> Iterator[None]:
+    gc.collect()  # what tests before have left
     before = descriptors()
     yield
     assert descriptors() == before

@@ -445,7 +445,7 @@ def test_lesson_06_blocked_calls_hear_that_the_remote_was_stopped(options: dict[
 
 @pytest.mark.lesson("06")
 @pytest.mark.parametrize(
-    "command, cause", [(b"u", "undefined|SIGILL"), (b"a", "unmapped|SIGSEGV"), (b"f", "fatal error")]
+    "command, cause", [(b"u", "undefined|SIGILL|SIGTRAP"), (b"a", "unmapped|SIGSEGV"), (b"f", "fatal error")]
 )
 def test_lesson_06_a_crash(options: dict[str, Any], command: bytes, cause: str) -> None:
     with Remoteproc(firmware="crash", recovery="disabled", **options) as rproc:
