@@ -11,7 +11,7 @@ from typing import Any
 
 import rpmsgx
 
-TRANSPORTS = ("virtual", "file", "memfd", "vhost-user")
+TRANSPORTS = ("virtual", "file", "memfd", "vhost-user", "file modern", "memfd modern")
 ROLES = ("driver", "device")
 WAIT = 10.0  # seconds after which a wait that must end is a failure
 ROUNDS = int(os.environ.get("RPMSGX_ROUNDS", "20000"))
@@ -32,15 +32,17 @@ class Pair:
     """Both ends of a link: `near` has the role that was asked for, `far` is its peer."""
 
     def __init__(self, transport: str, role: str, folder: Path) -> None:
+        transport, _, layout = transport.partition(" ")
         place = {"virtual": f"test-{next(_count)}", "file": str(folder / "link")}
         self.transport = transport
+        self.options = {"layout": layout} if layout else {}
         self.url = f"{transport}:{place.get(transport, folder / 'socket')}"
         self.role = role
         self.far_role = ROLES[1 - ROLES.index(role)]
         self.buses: list[Any] = []
 
     def open(self, role: str, **options: Any) -> Any:
-        bus = rpmsgx.open(self.url, role, **options)
+        bus = rpmsgx.open(self.url, role, **self.options, **options)
         self.buses.append(bus)
         return bus
 

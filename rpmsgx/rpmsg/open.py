@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from rpmsgx.rpmsg.bus import Bus
-from rpmsgx.virtio.layout import DEFAULT_NUM, choose
+from rpmsgx.virtio.layout import DEFAULT_NUM, Layout, choose
 from rpmsgx.virtio.link import BUFFER_SIZE, Link, Role
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ TRANSPORTS = {
     "mem": "rpmsgx.virtio.mem",
     "uio": "rpmsgx.virtio.uio",
 }
+MODERN = ("file", "memfd")  # those that can do without a resource table
 KERNEL = "char"  # no link of ours: the kernel's
 ENTRY_POINTS = "rpmsgx.transports"
 
@@ -37,6 +38,16 @@ def _transport(scheme: str) -> Callable[..., Link]:
         return found
     known = ", ".join(f"{name}:" for name in (*TRANSPORTS, KERNEL))
     raise ValueError(f"unknown scheme {scheme!r}; built in are {known}; others come by entry points ({ENTRY_POINTS})")
+
+
+def _modern(shape: Layout, scheme: str) -> Layout:
+    if scheme not in MODERN:
+        raise ValueError(f'{scheme}: has no layout="modern"; {" and ".join(f"{known}:" for known in MODERN)} have')
+    if shape.bulk or shape.bufsz:
+        raise ValueError('layout="modern" has neither bulk nor bufsz: there is no resource table to announce them')
+    from rpmsgx.virtio.modern import ModernLayout
+
+    return ModernLayout(*shape)
 
 
 @overload
@@ -85,8 +96,10 @@ def open(
     `role`: "driver" (the host: owns the buffers) or "device" (the remote). `spin`: seconds to look at the rings
     before blocking; more is faster and warmer. `queue`, `overflow`: what an endpoint holds, and what happens when it
     is full ("block": the bus stops, "drop": counted). `num`, `event_idx`, `indirect`: the vrings' size and the
-    features offered, where this end writes the resource table; over vhost-user: the driver chooses the size,
-    the device offers. `buffer_size`, `buffer_count`: the driver's buffers, for both directions or as (rx, tx): bytes
+    features offered, where this end writes the resource table; over vhost-user and with `layout` "modern": the driver
+    chooses the size, the device offers. `layout`: what lies at the start of the memory of `file:` and `memfd:`:
+    OpenAMP's resource table or, between two ends of rpmsgx, "modern": the registers of a VIRTIO 1.x device, see
+    docs/modern.md. `buffer_size`, `buffer_count`: the driver's buffers, for both directions or as (rx, tx): bytes
     (16 to 65552, 16 of them the header, a multiple of 16), and how many (default: one for each descriptor). A device
     takes what the driver posts; if it makes the memory, it needs both for its size. `bulk`: bytes of memory beside the
     rings, where this end writes the table: `Bus.carveout("bulk")`. `bufsz`: the table says how large the buffers are to
@@ -120,8 +133,10 @@ def open(
         raise ValueError(f"{url!r} is not a URL: SCHEME:ADDRESS, such as file:/dev/shm/link")
     if role not in ("driver", "device"):
         raise ValueError(f'role must be "driver" (host) or "device" (remote), not {role!r}')
-    if layout != "openamp":
-        raise ValueError(f'layout must be "openamp", not {layout!r}')
+    if layout == "modern":
+        shape = _modern(shape, scheme)
+    elif layout != "openamp":
+        raise ValueError(f'layout must be "openamp" or "modern", not {layout!r}')
     link = _transport(scheme)(address, role, layout=shape, **options)
     try:
         return Bus(link, spin=spin, queue=queue, overflow=overflow)

@@ -19,6 +19,7 @@ from rpmsgx.memory.space import AddressSpace
 from rpmsgx.notify.socket import SocketDoorbell
 from rpmsgx.notify.timer import PolledDoorbell
 from rpmsgx.virtio.link import DRIVER_OK, F_BUFSZ, VdevLink
+from rpmsgx.virtio.modern import BLOCK_SIZE, ModernLayout, ModernLink, check_block
 from rpmsgx.virtio.table import ADDR_ANY, LITTLE, VIRTIO_ID_RPMSG, VdevView, parse, vring_size
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class FileLink(VdevLink):
         self._path = path
         self._layout = layout
         self._server = server
-        self._file = file = _File(path, role, layout, make=True, replace=create)
+        self._file = file = self._open_file(role, make=True, replace=create)
         doorbell: Doorbell | None = None
         try:
             if bell is None:
@@ -64,11 +65,14 @@ class FileLink(VdevLink):
             raise
         self._polled = bell is None
 
+    def _open_file(self, role: Role, *, make: bool = False, replace: bool = False) -> _File:
+        return _File(self._path, role, self._layout, make=make, replace=replace)
+
     def session(self) -> Session | None:
         # A server may have made the file anew since it was opened here; once it is connected, its file is in place.
         may_differ = self.doorbell.connected and not (self._server or self._polled or self._closed)
         if may_differ and not self._file.is_at(self._path):
-            file = _File(self._path, self.role, self._layout)
+            file = self._open_file(self.role)
             self._file.close()
             self._file = file
             self._attach(file.space, file.region, *file.found[:3])
@@ -100,6 +104,18 @@ class FileLink(VdevLink):
             self._file.unlock()
 
 
+class ModernFileLink(FileLink, ModernLink):
+    """The same with a block in place of the table."""
+
+    _layout: ModernLayout
+
+    def _open_file(self, role: Role, *, make: bool = False, replace: bool = False) -> _File:
+        return _ModernFile(self._path, role, self._layout, make=make, replace=replace)
+
+    def alive(self) -> bool:
+        return ModernLink.alive(self)  # the device's word says when it went, doorbell or not
+
+
 class _File:
     """The file at `path`, checked, locked for `role`, and mapped. `make`: if it is missing; `replace`: in any case."""
 
@@ -116,19 +132,23 @@ class _File:
             # whoever still holds a view or was forked.
             self.region = region = Region.file(path, f"/proc/self/fd/{self._lock}")
             region.guard()
-            self.found = check_table(region, role, layout)
             self.space = AddressSpace(region)
-            self._vdev = VdevView(region.buffer, self.found.offset)
+            self._check(role, layout)
         except BaseException:
             self.unlock()
             if region is not None:
                 region.close()
             raise
 
+    def _check(self, role: Role, layout: Layout) -> None:
+        self.found = check_table(self.region, role, layout)
+        self._vdev: VdevView | None = VdevView(self.region.buffer, self.found.offset)
+
     def restore(self) -> None:
-        """Put the table into its initial state."""
-        self._vdev.status = 0
-        self._vdev.gfeatures = 0
+        """Put the table into its initial state; a block needs none, as its ends wait for each other's answers."""
+        if self._vdev is not None:
+            self._vdev.status = 0
+            self._vdev.gfeatures = 0
 
     def is_at(self, path: str) -> bool:
         """Whether `path` still leads to this file, or to none."""
@@ -146,7 +166,14 @@ class _File:
     def close(self) -> None:
         self.unlock()
         self.region.close()
-        del self._vdev
+        self._vdev = None
+
+
+class _ModernFile(_File):
+    def _check(self, role: Role, layout: Layout) -> None:
+        check_block(self.region)
+        self.found = Found(0, None, BLOCK_SIZE, {})
+        self._vdev = None
 
 
 def open_link(
@@ -179,7 +206,8 @@ def open_link(
             raise ValueError(f'doorbell must be "unix:SOCKET" or "none", not {doorbell!r}')
     if server is None:
         server = role == "driver"
-    return FileLink(role, address, layout=layout, bell=bell, create=create, server=bool(server))
+    kind = ModernFileLink if isinstance(layout, ModernLayout) else FileLink
+    return kind(role, address, layout=layout, bell=bell, create=create, server=bool(server))
 
 
 class Found(NamedTuple):

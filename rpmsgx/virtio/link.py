@@ -31,6 +31,7 @@ F_NS = 1 << 0
 F_BUFSZ = 1 << 1  # proposed: the configuration space says how large the buffers are (rpmsgx.virtio.layout)
 F_INDIRECT_DESC = 1 << 28
 F_EVENT_IDX = 1 << 29
+F_VERSION_1 = 1 << 32
 SUPPORTED = F_NS | F_INDIRECT_DESC | F_EVENT_IDX
 
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128

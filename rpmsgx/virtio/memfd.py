@@ -17,9 +17,10 @@ from rpmsgx.memory.region import Region
 from rpmsgx.memory.space import AddressSpace
 from rpmsgx.notify import rights
 from rpmsgx.notify.socket import SocketDoorbell
-from rpmsgx.virtio.file import check_table
+from rpmsgx.virtio.file import Found, check_table
 from rpmsgx.virtio.layout import MAX_SIZE
 from rpmsgx.virtio.link import Link, VdevLink
+from rpmsgx.virtio.modern import BLOCK_SIZE, ModernLayout, ModernLink, check_block
 
 if TYPE_CHECKING:
     from rpmsgx.virtio.layout import Layout
@@ -109,6 +110,7 @@ class MemfdDriver(VdevLink):
     gone = "the peer closed it or died"
 
     def __init__(self, path: str, layout: Layout) -> None:
+        self._layout = layout
         memory = Region.memfd(f"rpmsgx {os.path.basename(path)}", layout.size)
         try:
             AddressSpace(memory).write(0, layout.table())
@@ -123,13 +125,25 @@ class MemfdDriver(VdevLink):
             region=memory,
             doorbell=doorbell,
             per_connection=True,
-            **check_table(memory, "driver", layout)._asdict(),
+            **self._found(memory)._asdict(),
         )
+
+    def _found(self, memory: Region) -> Found:
+        return check_table(memory, "driver", self._layout)
 
     def close(self) -> None:
         if not self._closed:
             super().close()
             self._region.close()
+
+
+class ModernMemfdDriver(MemfdDriver, ModernLink):
+    """The same with a block in place of the table."""
+
+    _layout: ModernLayout
+
+    def _found(self, memory: Region) -> Found:
+        return Found(0, None, BLOCK_SIZE, {})
 
 
 class MemfdDevice(Link):
@@ -156,22 +170,24 @@ class MemfdDevice(Link):
         if self._inner is None or self._inner._region is not memory:
             self._forget()
             try:
-                found = check_table(memory, "device", self._layout)
+                self._inner = self._link(memory)
             except ResourceError:
                 memory.close()
                 doorbell.refuse()
                 raise
-            self._inner = VdevLink(
-                "device",
-                self.url,
-                space=AddressSpace(memory),
-                region=memory,
-                doorbell=doorbell,
-                per_connection=True,
-                **found._asdict(),
-            )
             self.space, self.named = self._inner.space, self._inner.named
         return self._inner.session()
+
+    def _link(self, memory: Region) -> VdevLink:
+        return VdevLink(
+            "device",
+            self.url,
+            space=AddressSpace(memory),
+            region=memory,
+            doorbell=self.doorbell,
+            per_connection=True,
+            **check_table(memory, "device", self._layout)._asdict(),
+        )
 
     def alive(self) -> bool:
         return self._inner is not None and self._inner.alive()
@@ -189,9 +205,35 @@ class MemfdDevice(Link):
             self._inner = self.space = None
 
 
+class ModernMemfdDevice(MemfdDevice):
+    """The same with a block in place of the table."""
+
+    _layout: ModernLayout
+
+    def _link(self, memory: Region) -> VdevLink:
+        check_block(memory)
+        link = ModernLink(
+            "device",
+            self.url,
+            space=AddressSpace(memory),
+            region=memory,
+            offset=0,
+            doorbell=self.doorbell,
+            table_end=BLOCK_SIZE,
+        )
+        link._layout = self._layout
+        return link
+
+    def needs_reset(self) -> None:
+        if self._inner is not None:
+            self._inner.needs_reset()
+
+
 def open_link(address: str, role: Role, *, layout: Layout) -> Link:
     """Open one end of `memfd:SOCKET`; the driver listens on SOCKET and chooses the layout.
 
     Raises OSError if the driver cannot listen there.
     """
+    if isinstance(layout, ModernLayout):
+        return (ModernMemfdDriver if role == "driver" else ModernMemfdDevice)(address, layout)
     return (MemfdDriver if role == "driver" else MemfdDevice)(address, layout)

@@ -30,9 +30,10 @@ pytestmark = pytest.mark.timeout(300)
 MESSAGES = int(os.environ.get("RPMSGX_MESSAGES", "20000"))
 PROGRAM = Path(__file__).parent.parent / "support_process.py"
 
-# Transport and, where the two can be chosen apart, which role owns table and socket.
+# Transport and, where the two can be chosen apart, which role owns table and socket; and another layout.
 LINKS = [
-    ("file", "driver"), ("file", "device"), ("memfd", "driver"), ("vhost-user", "driver"), ("vhost-user", "device")
+    ("file", "driver"), ("file", "device"), ("memfd", "driver"), ("vhost-user", "driver"), ("vhost-user", "device"),
+    ("file", "driver modern"), ("file", "device modern"), ("memfd", "driver modern"),
 ]  # fmt: skip
 
 
@@ -43,7 +44,9 @@ def link(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
 
 
 def options(url: str, server: str, role: str) -> dict[str, Any]:
-    return {"server": server == role} if not url.startswith("memfd:") else {}
+    server, _, layout = server.partition(" ")
+    chosen: dict[str, Any] = {"layout": layout} if layout else {}
+    return chosen if url.startswith("memfd:") else chosen | {"server": server == role}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rpmsgx.virtio.link import F_EVENT_IDX, F_INDIRECT_DESC, F_NS
+from rpmsgx.virtio.link import F_EVENT_IDX, F_INDIRECT_DESC, F_NS, F_VERSION_1
 
 if TYPE_CHECKING:
     from rpmsgx.virtio.layout import Layout
@@ -51,7 +51,7 @@ def open_link(
 
         return VhostUserDriver(address, layout, listen=listen, uid=uid)
     from rpmsgx.virtio.vhost.backend import VhostUserDevice
-    from rpmsgx.virtio.vhost.protocol import F_PROTOCOL_FEATURES, F_VERSION_1
+    from rpmsgx.virtio.vhost.protocol import F_PROTOCOL_FEATURES
 
     features = F_NS * layout.name_service | F_INDIRECT_DESC * layout.indirect | F_EVENT_IDX * layout.event_idx
     features |= F_PROTOCOL_FEATURES | F_VERSION_1 * bool(version_1)

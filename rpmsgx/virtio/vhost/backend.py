@@ -24,6 +24,7 @@ from rpmsgx.virtio.link import (
     F_EVENT_IDX,
     F_INDIRECT_DESC,
     F_NS,
+    F_VERSION_1,
     FAILED,
     FEATURES_OK,
     NEEDS_RESET,
@@ -37,7 +38,6 @@ from rpmsgx.virtio.vhost.connection import Connection, log
 from rpmsgx.virtio.vhost.protocol import (
     CONFIG,
     F_PROTOCOL_FEATURES,
-    F_VERSION_1,
     MAX_CONFIG,
     MAX_REGIONS,
     MEM_REGION,

@@ -25,6 +25,7 @@ from rpmsgx.virtio.link import (
     F_EVENT_IDX,
     F_INDIRECT_DESC,
     F_NS,
+    F_VERSION_1,
     FAILED,
     FEATURES_OK,
     NEEDS_RESET,
@@ -37,7 +38,6 @@ from rpmsgx.virtio.table import vring_size
 from rpmsgx.virtio.vhost.connection import MESSAGES, Connection
 from rpmsgx.virtio.vhost.protocol import (
     F_PROTOCOL_FEATURES,
-    F_VERSION_1,
     FEATURES,
     MEM_REGION,
     MEM_TABLE,

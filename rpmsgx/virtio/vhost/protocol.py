@@ -13,10 +13,9 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from rpmsgx.notify import rights
-from rpmsgx.virtio.link import F_EVENT_IDX, F_INDIRECT_DESC, F_NS
+from rpmsgx.virtio.link import F_EVENT_IDX, F_INDIRECT_DESC, F_NS, F_VERSION_1
 
 F_PROTOCOL_FEATURES = 1 << 30
-F_VERSION_1 = 1 << 32
 FEATURES = F_NS | F_INDIRECT_DESC | F_EVENT_IDX | F_PROTOCOL_FEATURES | F_VERSION_1
 
 # Protocol features.
