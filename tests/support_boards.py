@@ -33,6 +33,9 @@ TIMEOUT = 20.0
 
 PLATFORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "unicorn": ("unicorn", {}),
+    "unicorn-riscv32": ("unicorn", {"cpu": "riscv32"}),
+    "unicorn-riscv64": ("unicorn", {"cpu": "riscv64", "desc_addr": "pa"}),
+    "unicorn-cortex-a53": ("unicorn", {"cpu": "cortex-a53", "desc_addr": "pa"}),
     "thread": ("native", {}),
     "thread-da": ("native", {"desc_addr": "da"}),
     "process": ("native", {"process": True}),

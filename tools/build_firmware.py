@@ -61,25 +61,28 @@ class Board(NamedTuple):
 
 
 CORTEX_M4 = ("-target", "thumb-freestanding-eabi", "-mcpu=cortex_m4")
-RISCV = "qemu/riscv-virt.h", "qemu/riscv-virt.ld", ("riscv.c", "qemu/line.c")
+RISCV32 = ("-target", "riscv32-freestanding", "-mcpu=generic_rv32+m+a+c+zicsr")
+RISCV64 = ("-target", "riscv64-freestanding", "-mcpu=generic_rv64+m+a+c+zicsr", "-mcmodel=medany")
+AARCH64 = ("-target", "aarch64-freestanding", "-mcpu=generic-neon-fp_armv8+strict_align")
+RISCV_VIRT = "qemu/riscv-virt.h", "qemu/riscv-virt.ld", ("riscv.c", "qemu/line.c")
+
+
+def unicorn(script: str, start: str, flags: tuple[str, ...]) -> Board:
+    return Board("unicorn/mailbox.h", f"unicorn/{script}", (start, "unicorn/mailbox.c"), flags, atomics=True)
+
 
 BOARDS = {
-    "cortex-m4": Board(
-        "unicorn/cortex-m4.h", "unicorn/cortex-m4.ld", ("cortex-m.c", "unicorn/mailbox.c"), CORTEX_M4,
-        atomics=True,
-    ),
+    "cortex-m4": unicorn("cortex-m4.ld", "cortex-m.c", CORTEX_M4),
+    "riscv32": unicorn("ram-data.ld", "riscv.c", RISCV32),
+    "riscv64": unicorn("ram-data.ld", "riscv.c", RISCV64),
+    "cortex-a53": unicorn("ram-data.ld", "aarch64.c", AARCH64),
     "mps2-an386": Board(
         "qemu/mps2-an386.h", "qemu/mps2-an386.ld", ("cortex-m.c", "qemu/mps2-an386.c", "qemu/line.c"), CORTEX_M4,
         entry="board_begin", atomics=True,
     ),
-    "riscv32-virt": Board(*RISCV, ("-target", "riscv32-freestanding", "-mcpu=generic_rv32+m+a+c+zicsr")),
-    "riscv64-virt": Board(
-        *RISCV, ("-target", "riscv64-freestanding", "-mcpu=generic_rv64+m+a+c+zicsr", "-mcmodel=medany")
-    ),
-    "aarch64-virt": Board(
-        "qemu/aarch64-virt.h", "qemu/aarch64-virt.ld", ("aarch64.c", "qemu/line.c"),
-        ("-target", "aarch64-freestanding", "-mcpu=generic-neon-fp_armv8+strict_align"),
-    ),
+    "riscv32-virt": Board(*RISCV_VIRT, RISCV32),
+    "riscv64-virt": Board(*RISCV_VIRT, RISCV64),
+    "aarch64-virt": Board("qemu/aarch64-virt.h", "qemu/aarch64-virt.ld", ("aarch64.c", "qemu/line.c"), AARCH64),
 }  # fmt: skip
 
 

@@ -61,9 +61,11 @@ class Platform:
 
     name: ClassVar[str] = ""
     cpu: str = ""
-    """What runs the firmware: "cortex-m4", or this machine's name."""
+    """What runs the firmware: a name of `cpu.CPUS`, or this machine's."""
     machine: int | None = None
     """The e_machine that an ELF image must have; None: this platform takes no ELF images."""
+    bits: int | None = None
+    """The class that an ELF image must have, 32 or 64; None: any."""
     desc_addr: Literal["pa", "da"] = "pa"
     """What descriptors carry."""
     space: AddressSpace
@@ -122,7 +124,10 @@ class Platform:
         from .elf import Image as ElfImage
 
         path = shipped.path(firmware, self.cpu) if self.ships(firmware) else firmware
-        return ElfImage.open(os.fspath(path), expect_machine=self.machine)
+        image = ElfImage.open(os.fspath(path), expect_machine=self.machine)
+        if image.bits != (self.bits or image.bits):
+            raise FirmwareError(f"{image.name} is for {image.bits} bits, {self.cpu} has {self.bits}")
+        return image
 
     def ships(self, firmware: str) -> bool:
         """Whether an image of this short name comes with the package."""

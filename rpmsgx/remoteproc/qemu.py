@@ -32,11 +32,12 @@ import socket
 import struct
 import threading
 import time
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ..errors import Error, FirmwareError, PeerError, StateError, Timeout
+from ..errors import Error, PeerError, StateError, Timeout
 from ..memory.region import Region
 from ..notify.doorbell import EventfdDoorbell, readable
+from .cpu import CPUS, Cpu, where
 from .local import DETACH, FAULTS, KICK, STOP, LocalPlatform, Mailbox
 from .process import Process
 from .qmp import Qmp
@@ -44,7 +45,7 @@ from .qmp import Qmp
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .elf import Image as ElfImage
+    from .platform import Image
 
 PA_OFFSET = 0x8_0000_0000
 RAM_SIZE, SHM_OFFSET, SHM_SIZE = 0x80000, 0x100000, 0x100000
@@ -52,7 +53,6 @@ _MACHINE_RAM = 16 << 20
 _PAGE = struct.Struct("<QIIIIQ34Q")  # struct line_page of csrc/firmware/qemu/line.h
 _PAGE_SIZE = 0x1000
 _EXCEPTION, _FAULT_ACCESS = 0x100, 2
-_WHERE = "pc", "lr", "ra", "x30", "sp", "xpsr", "cpsr"
 _PAGE_DETACH = 8  # where its word `detach` is
 _LINE_DETACH, _LINE_STOP, _LINE_DEAD, _LINE_RING = b"D", b"S", b"F", b"K"
 _EVENTS = (  # name and reason of QMP's
@@ -63,13 +63,6 @@ _EVENTS = (  # name and reason of QMP's
 )
 _UP, _GRACE, _PATIENCE = 10.0, 1.0, 5.0
 
-_CORTEX_M = (*(f"r{i}" for i in range(13)), "sp", "lr", "pc", "xpsr")
-_RISCV = (
-    *("pc", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "fp", "s1"),
-    *(f"a{i}" for i in range(8)), *(f"s{i}" for i in range(2, 12)), *(f"t{i}" for i in range(3, 7)),
-)  # fmt: skip
-_AARCH64 = (*(f"x{i}" for i in range(31)), "sp", "pc", "cpsr")
-
 
 class Machine(NamedTuple):
     """What QEMU and the firmware agree on."""
@@ -79,15 +72,11 @@ class Machine(NamedTuple):
     """Debian's, with `program` in it."""
     arguments: tuple[str, ...]
     cpu: str
-    machine: int
-    """e_machine"""
-    bits: int
+    """One of CPUS."""
     base: int
     """da of the machine's RAM."""
     ram: int
     """da of the region "ram"."""
-    registers: tuple[str, ...]
-    """In the order of struct line_page."""
 
 
 # With the possibility of a second CPU, QEMU keeps the barriers.
@@ -96,16 +85,16 @@ _VIRT_ARM = ("-smp", "1,maxcpus=2", "-M", "virt,gic-version=2,memory-backend=ram
 MACHINES = {
     "mps2-an386": Machine(
         "qemu-system-arm", "qemu-system-arm", ("-M", "mps2-an386,memory-backend=ram"),
-        "cortex-m4", 40, 32, 0x21000000, 0x21000000, _CORTEX_M,
+        "cortex-m4", 0x21000000, 0x21000000,
     ),
     "riscv32-virt": Machine(
-        "qemu-system-riscv32", "qemu-system-misc", _VIRT_RISCV, "riscv32", 243, 32, 0x80000000, 0x80000000, _RISCV
+        "qemu-system-riscv32", "qemu-system-misc", _VIRT_RISCV, "riscv32", 0x80000000, 0x80000000
     ),
     "riscv64-virt": Machine(
-        "qemu-system-riscv64", "qemu-system-misc", _VIRT_RISCV, "riscv64", 243, 64, 0x80000000, 0x80000000, _RISCV
+        "qemu-system-riscv64", "qemu-system-misc", _VIRT_RISCV, "riscv64", 0x80000000, 0x80000000
     ),
     "aarch64-virt": Machine(  # a device tree lies at the start of its RAM
-        "qemu-system-aarch64", "qemu-system-arm", _VIRT_ARM, "cortex-a53", 183, 64, 0x40000000, 0x40200000, _AARCH64
+        "qemu-system-aarch64", "qemu-system-arm", _VIRT_ARM, "cortex-a53", 0x40000000, 0x40200000
     ),
 }  # fmt: skip
 
@@ -127,7 +116,7 @@ class QemuPlatform(LocalPlatform):
             raise ValueError(f"desc_addr is {desc_addr!r}, not 'pa' or 'da'")
         self._name = machine
         self._about = about = MACHINES[machine]
-        self.cpu, self.machine = about.cpu, about.machine
+        self.cpu, self.machine, self.bits = about.cpu, CPUS[about.cpu].machine, CPUS[about.cpu].bits
         program = shutil.which(about.program)
         if program is None:
             what = f"machine {machine!r} of platform 'qemu' needs it: apt install {about.package}"
@@ -143,16 +132,12 @@ class QemuPlatform(LocalPlatform):
         self._line = _Line(ram.view[-_PAGE_SIZE:])
         super().__init__(ram, shared=shm, desc_addr=desc_addr, mailbox=self._line)
 
-    def image(self, firmware: str | None) -> ElfImage:
+    def image(self, firmware: str | None) -> Image:
         """As `Platform.image`, for this machine; None is the shipped "sample"."""
         from .. import firmware as shipped
 
         firmware = "sample" if firmware is None else firmware
-        path = shipped.path(firmware, self._name) if self.ships(firmware) else firmware
-        image = cast("ElfImage", super().image(path))
-        if image.bits != self._about.bits:
-            raise FirmwareError(f"{image.name} is for {image.bits} bits, {self._name} has {self._about.bits}")
-        return image
+        return super().image(shipped.path(firmware, self._name) if self.ships(firmware) else firmware)
 
     @property
     def crash(self) -> str | None:
@@ -182,7 +167,7 @@ class QemuPlatform(LocalPlatform):
             *(self._program, *self._about.arguments, "-m", f"{_MACHINE_RAM >> 20}M", "-nodefaults", "-no-user-config"),
             *("-device", f"loader,addr={entry:#x},cpu-num=0", "-display", "none", "-no-reboot", "-S"),
         ]
-        return _Qemu(command, self._about, ram.fd, self._line, self.doorbell)
+        return _Qemu(command, CPUS[self.cpu], ram.fd, self._line, self.doorbell)
 
 
 
@@ -329,11 +314,11 @@ class _Qemu:
     """One life of the machine. Raises StateError, with what QEMU says, if it does not start."""
 
     def __init__(
-        self, command: Sequence[str], about: Machine, memory: int, line: _Line, doorbell: _LineDoorbell
+        self, command: Sequence[str], cpu: Cpu, memory: int, line: _Line, doorbell: _LineDoorbell
     ) -> None:
         self.crash: str | None = None
         self.registers: dict[str, int] = {}
-        self._about, self._line, self._doorbell = about, line, doorbell
+        self._cpu, self._line, self._doorbell = cpu, line, doorbell
         self._stopped = False  # as the firmware says
         self._ended = False
         self._lock = threading.Lock()
@@ -399,14 +384,14 @@ class _Qemu:
     def _report(self) -> str:
         """The firmware's, of its fault."""
         _, _, cause, count, _, address, *values = _PAGE.unpack_from(self._line.page)
-        mask = (1 << self._about.bits) - 1
-        names = self._about.registers[:count]
+        mask = (1 << self._cpu.bits) - 1
+        names = self._cpu.registers[:count]
         self.registers = {name: value & mask for name, value in zip(names, values, strict=False)}
         text = FAULTS.get(cause, f"exception {cause - _EXCEPTION}" if cause >= _EXCEPTION else f"fault {cause}")
         if cause == _FAULT_ACCESS:
             text += f" (address {address & mask:#010x})"
-        where = [f"{name} {self.registers[name]:#010x}" for name in _WHERE if name in self.registers]
-        return f"{text} at {', '.join(where)}" if where else text
+        place = where(self.registers)
+        return f"{text} at {place}" if place else text
 
     def _post_mortem(self) -> str:
         """What can be said where the firmware said nothing."""

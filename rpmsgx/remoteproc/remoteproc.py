@@ -75,7 +75,7 @@ atexit.register(_at_exit)
 class Remoteproc:
     """A remote core: its platform, its firmware, its life.
 
-    `name` labels it. `platform`: "unicorn" (an emulated Cortex-M4 in this process), "native" (csrc's remote in a
+    `name` labels it. `platform`: "unicorn" (an emulated core in this process), "native" (csrc's remote in a
     thread or a process), "linux" (a remoteproc of the kernel, found by `name`), or a `Platform`; `options` are the
     platform's. `board`: a board file, or a `Board`, which gives all of this; what is given here as well wins.
 

@@ -1,14 +1,15 @@
-"""The `unicorn` platform: a Cortex-M4 in this process, emulated by Unicorn (extra `rpmsgx[demo]`).
+"""The `unicorn` platform: a core in this process, emulated by Unicorn (extra `rpmsgx[demo]`).
 
+    cpu              "cortex-m4"; "riscv32", "riscv64": RV32IMAC, RV64IMAC in machine mode; "cortex-a53": AArch64 at EL1
     program memory   region "rom"  da 0           256 KiB
     RAM              region "ram"  da 0x20000000  128 KiB
     shared memory    region "shm"  da 0x60000000    1 MiB
-    mailbox          csrc/firmware/unicorn/cortex-m4.h, at 0x40010000
+    mailbox          csrc/firmware/unicorn/mailbox.h, at 0x40010000
 
 Physical addresses are 0x8_0000_0000 above device addresses, so that nobody takes one for the other; a board
 file may choose others, and other names, and add memory elsewhere. The firmware asks the mailbox what descriptors
 call the shared memory. The core runs in a thread of its own, outside the GIL except at the mailbox, and sleeps in
-`wfi`.
+`wfi`. It has no interrupts, and an exception is a crash: Unicorn takes none to the firmware's vectors.
 
 Unicorn does the loads and stores of the firmware in program order but drops its barriers. On x86 that is
 enough, as the firmware asks the mailbox for full fences; where memory order is weaker, messages can be lost.
@@ -22,14 +23,15 @@ import select
 import threading
 import time
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from ..errors import ResourceError, Timeout
 from ..memory.region import Region, hex_range
+from .cpu import CPUS, where
 from .local import FAULTS, KICK, STOP, LocalPlatform
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ..memory.space import AddressSpace
     from .local import Mailbox
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 ROM, RAM, SHM = 0, 0x20000000, 0x60000000
 LINKED = {"program memory": (ROM, 0x40000), "RAM": (RAM, 0x20000), "shared memory": (SHM, 0x100000)}
-"""(da, size) of what the firmware is linked for: csrc/firmware/unicorn/cortex-m4.ld, cortex-m4.h."""
+"""(da, size) of what the firmware is linked for: csrc/firmware/unicorn/*.ld, mailbox.h."""
 PA_OFFSET = 0x8_0000_0000
 _PAGE = 0x1000  # of the emulator
 _MAILBOX = 0x40010000
@@ -46,7 +48,28 @@ _R_SHM_ADDRESS = 0x14  # two words
 _EXCEPTION = 0x100
 _NOWHERE = 0xFFFFFFFE
 _GRACE, _PATIENCE = 0.25, 5.0
-_EM_ARM = 40
+
+
+class _Target(NamedTuple):
+    """A CPU as Unicorn calls it, and what is special about it there."""
+
+    arch: str  # of UC_ARCH_*, and of its registers, UC_*_REG_*
+    modes: tuple[str, ...]  # of UC_MODE_*
+    model: str  # of UC_CPU_*
+    exceptions: Mapping[int, str]  # by Unicorn's numbers, which for ARM are none of the CPU's
+    invalid: str = FAULTS[1]  # what UC_ERR_INSN_INVALID tells of
+    vectors: bool = False  # the first stack pointer is at 0, and addresses of code are odd
+    ahead: int = 0  # how far Unicorn has moved the pc on when it tells of an exception
+
+
+_ARM = {1: FAULTS[1], 2: "system call", 7: "breakpoint"}
+_RISCV = {2: FAULTS[1], 8: "system call"}
+_TARGETS = {
+    "cortex-m4": _Target("ARM", ("THUMB", "MCLASS"), "ARM_CORTEX_M4", _ARM, vectors=True),
+    "riscv32": _Target("RISCV", ("RISCV32",), "RISCV32_ANY", _RISCV, invalid="breakpoint", ahead=4),
+    "riscv64": _Target("RISCV", ("RISCV64",), "RISCV64_ANY", _RISCV, invalid="breakpoint", ahead=4),
+    "cortex-a53": _Target("ARM64", ("ARM",), "ARM64_A53", _ARM),
+}
 
 
 class _Range(Protocol):
@@ -61,7 +84,7 @@ class _Range(Protocol):
 
 
 class UnicornPlatform(LocalPlatform):
-    """An emulated Cortex-M4.
+    """An emulated core, `cpu`: "cortex-m4", "riscv32", "riscv64" or "cortex-a53".
 
     `memory`: regions to use, which the platform then owns, among them `shared`; without, it makes its own.
     `desc_addr`: what descriptors carry. Raises ImportError, naming the extra, where Unicorn is not installed, and
@@ -69,11 +92,10 @@ class UnicornPlatform(LocalPlatform):
     """
 
     name = "unicorn"
-    cpu = "cortex-m4"
-    machine = _EM_ARM
 
     def __init__(
         self,
+        cpu: str = "cortex-m4",
         *,
         memory: Sequence[Region] = (),
         shared: Region | None = None,
@@ -87,6 +109,8 @@ class UnicornPlatform(LocalPlatform):
             import logging
 
             logging.getLogger(__name__).warning("Unicorn drops memory barriers here: messages can be lost")
+        if cpu not in _TARGETS:
+            raise ValueError(f"cpu is {cpu!r}, not one of {', '.join(_TARGETS)}")
         if desc_addr not in ("pa", "da"):
             raise ValueError(f"desc_addr is {desc_addr!r}, not 'pa' or 'da'")
         if shared is None:
@@ -96,6 +120,7 @@ class UnicornPlatform(LocalPlatform):
             memory = [Region.memfd(name, size, da=da, pa=da + PA_OFFSET) for name, (da, size) in names]
             shared = memory[-1]
         self.check_memory(memory, shared)
+        self.cpu, self.machine, self.bits = cpu, CPUS[cpu].machine, CPUS[cpu].bits
         super().__init__(*(region for region in memory if region is not shared), shared=shared, desc_addr=desc_addr)
 
     @staticmethod
@@ -111,8 +136,8 @@ class UnicornPlatform(LocalPlatform):
         for item in places.values():
             end = item.da + item.size
             if item.da % _PAGE or item.size % _PAGE or end > 1 << 32:
-                where = hex_range(item.da, item.size)
-                raise ResourceError(f"region {item.name!r}: da {where} is not in whole pages of {_PAGE:#x} in 32 bits")
+                span = hex_range(item.da, item.size)
+                raise ResourceError(f"region {item.name!r}: da {span} is not in whole pages of {_PAGE:#x} in 32 bits")
             if item.da < _MAILBOX + _PAGE and _MAILBOX < end:
                 raise ResourceError(f"region {item.name!r}: da {hex_range(_MAILBOX, _PAGE)} is the mailbox")
 
@@ -122,20 +147,23 @@ class UnicornPlatform(LocalPlatform):
 
     @property
     def registers(self) -> dict[str, int]:
-        """The core's registers (r0 to r12, sp, lr, pc, xpsr) as they were when it crashed; else empty."""
+        """As `Platform.registers`."""
         return dict(self._run.registers) if isinstance(self._run, _Core) else {}
 
     def _boot(self, entry: int) -> _Core:
         address = self.shared.pa if self.desc_addr == "pa" else self.shared.da
-        return _Core(self.space, self._mailbox, entry, address)
+        return _Core(self.cpu, self.space, self._mailbox, entry, address)
 
 
 class _Core:
     """One life of the core: a new emulator each time, since an old one keeps what it has translated."""
 
-    def __init__(self, space: AddressSpace, mailbox: Mailbox, entry: int, shm_address: int) -> None:
+    def __init__(self, cpu: str, space: AddressSpace, mailbox: Mailbox, entry: int, shm_address: int) -> None:
         self._u: Any = import_module("unicorn")
         u = self._u
+        self._target = target = _TARGETS[cpu]
+        self._constants = constants = import_module(f"unicorn.{target.arch.lower()}_const")
+        self._names = CPUS[cpu].registers
         self.crash: str | None = None
         self.registers: dict[str, int] = {}
         self._mailbox = mailbox
@@ -143,8 +171,9 @@ class _Core:
         self._over = False  # the firmware has acknowledged the stop, or given up
         self._force = False
         self._access: str | None = None
-        self._uc = uc = u.Uc(u.UC_ARCH_ARM, u.UC_MODE_THUMB | u.UC_MODE_MCLASS)
-        uc.ctl_set_cpu_model(u.arm_const.UC_CPU_ARM_CORTEX_M4)
+        mode = sum(getattr(u, f"UC_MODE_{name}") for name in target.modes)
+        self._uc = uc = u.Uc(getattr(u, f"UC_ARCH_{target.arch}"), mode)
+        uc.ctl_set_cpu_model(getattr(constants, f"UC_CPU_{target.model}"))
         permissions = {ROM: u.UC_PROT_READ | u.UC_PROT_EXEC}
         self._pins = []  # keeps the maps while the emulator has their addresses
         for region in space.regions:
@@ -154,7 +183,9 @@ class _Core:
             uc.mem_map_ptr(region.da, region.size, permission, ctypes.addressof(pin))
         uc.mmio_map(_MAILBOX, 0x1000, self._read, None, self._write, None)
         uc.hook_add(u.UC_HOOK_MEM_INVALID, self._invalid)
-        uc.reg_write(u.arm_const.UC_ARM_REG_SP, int.from_bytes(space.read(ROM, 4), "little"))
+        uc.hook_add(u.UC_HOOK_INTR, self._exception)
+        if target.vectors:
+            uc.reg_write(self._register("sp"), int.from_bytes(space.read(ROM, 4), "little"))
         self._thread = threading.Thread(target=self._work, args=(entry,), name="rpmsgx-unicorn", daemon=True)
         self._thread.start()
 
@@ -166,23 +197,22 @@ class _Core:
         return -1
 
     def _work(self, entry: int) -> None:
-        u = self._u
-        uc, pc_register = self._uc, u.arm_const.UC_ARM_REG_PC
+        u, uc = self._u, self._uc
         event = select.poll()
         event.register(self._mailbox.events, select.POLLIN)
         pc = entry
         crash = None
         try:
             while not self._force:
-                uc.emu_start(pc | 1, _NOWHERE)
+                uc.emu_start(pc | self._target.vectors, _NOWHERE)
                 if self._over:
                     break
                 # It ended at a `wfi`. The firmware looks at the events before it sleeps again.
-                pc = uc.reg_read(pc_register)
+                pc = uc.reg_read(self._register("pc"))
                 event.poll()
         except u.UcError as exc:
-            undefined = exc.errno == u.UC_ERR_INSN_INVALID
-            crash = "undefined instruction" if undefined else self._access or str(exc)
+            invalid = exc.errno == u.UC_ERR_INSN_INVALID
+            crash = self._target.invalid if invalid else self._access or str(exc)
         except Exception as exc:  # from a callback
             crash = f"{type(exc).__name__}: {exc}"
         if crash is not None:
@@ -191,12 +221,16 @@ class _Core:
         self._pins.clear()
         self._mailbox.acknowledge(STOP)
 
-    def _died(self, uc: Any, cause: str) -> None:
-        arm = self._u.arm_const
-        names = [*(f"r{i}" for i in range(13)), "sp", "lr", "pc", "xpsr"]
-        self.registers = {name: uc.reg_read(getattr(arm, f"UC_ARM_REG_{name.upper()}")) for name in names}
-        where = ", ".join(f"{name} {self.registers[name]:#010x}" for name in ("pc", "lr", "sp", "xpsr"))
-        self.crash = f"{cause} at {where}"
+    def _register(self, name: str) -> int:
+        """Unicorn's number of it."""
+        name = {"cpsr": "pstate"}.get(name, name)
+        number: int = getattr(self._constants, f"UC_{self._target.arch}_REG_{name.upper()}")
+        return number
+
+    def _died(self, uc: Any, cause: str, ahead: int = 0) -> None:
+        self.registers = {name: uc.reg_read(self._register(name)) for name in self._names}
+        self.registers["pc"] -= ahead
+        self.crash = f"{cause} at {where(self.registers)}"
         self._mailbox.ring()
 
     def _read(self, uc: Any, offset: int, size: int, data: Any) -> int:
@@ -216,9 +250,16 @@ class _Core:
                 self._mailbox.acknowledge(value)
         elif offset == _R_FAULT:
             exception = f"exception {value - _EXCEPTION}"
-            self._died(uc, exception if value >= _EXCEPTION else FAULTS.get(value, f"fault {value}"))
-            self._over = True
-            uc.emu_stop()
+            self._give_up(uc, exception if value >= _EXCEPTION else FAULTS.get(value, f"fault {value}"))
+
+    def _exception(self, uc: Any, number: int, data: Any) -> None:
+        cause = self._target.exceptions.get(number, f"exception {number} of Unicorn")
+        self._give_up(uc, cause, self._target.ahead)
+
+    def _give_up(self, uc: Any, cause: str, ahead: int = 0) -> None:
+        self._died(uc, cause, ahead)
+        self._over = True
+        uc.emu_stop()
 
     def _invalid(self, uc: Any, access: int, address: int, size: int, value: int, data: Any) -> bool:
         u = self._u

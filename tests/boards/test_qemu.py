@@ -22,6 +22,7 @@ from support_boards import TIMEOUT, boot, died, echo, loaded, make
 import rpmsgx
 from rpmsgx import Remoteproc, firmware
 from rpmsgx.remoteproc import board as boards
+from rpmsgx.remoteproc.cpu import CPUS
 from rpmsgx.remoteproc.qemu import MACHINES, RAM_SIZE, SHM_OFFSET, SHM_SIZE, QemuPlatform
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def test_images(machine: str) -> None:
 
 
 def test_an_image_for_the_other_width() -> None:
-    wrong = pytest.raises(rpmsgx.FirmwareError, match="is for 64 bits, riscv32-virt has 32")
+    wrong = pytest.raises(rpmsgx.FirmwareError, match="is for 64 bits, riscv32 has 32")
     with make("riscv32-virt") as platform, wrong:
         platform.image(firmware.path("sample", "riscv64-virt"))
 
@@ -164,7 +165,7 @@ def test_a_fault_is_told_and_recovered_from(machine: str, command: bytes, cause:
         with pytest.raises(rpmsgx.ChannelRemoved, match=f"the remote crashed: .*{cause}.* pc 0x.* in (main|board)_"):
             endpoint.recv(timeout=TIMEOUT)
         registers = platform.registers
-        assert set(registers) == set(MACHINES[machine].registers)
+        assert set(registers) == set(CPUS[MACHINES[machine].cpu].registers)
         ram, _ = platform.space.regions
         assert ram.da < registers["sp"] < ram.da + ram.size and ram.da < registers["pc"] < ram.da + ram.size
         with rproc.open("rpmsg-crash", timeout=TIMEOUT) as again:

@@ -1,10 +1,11 @@
-"""`Remoteproc` on an emulated Cortex-M4: the firmware that is shipped, booted from its ELF file."""
+"""`Remoteproc` on emulated cores: the firmware that is shipped, booted from its ELF file."""
 
 from __future__ import annotations
 
 import gc
 import importlib.util
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -13,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import require
+from support import ROOT, require
 from support_wire import TIMEOUT, Call, blocked, until
 
 from rpmsgx import ChannelRemoved, FirmwareError, PeerError, Remoteproc
 from rpmsgx.firmware import path
+from rpmsgx.remoteproc.cpu import CPUS
 
 SAMPLE = "rpmsg-client-sample"
 MAGIC, SOURCE, SINK, REPORT = 0x46585052, 1, 2, 3
@@ -32,6 +34,12 @@ def nothing_left_behind() -> Iterator[None]:
     until(lambda: left() <= before)
 
 
+@pytest.fixture(params=CPUS)
+def cpu(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
 def left() -> tuple[int, int]:
     """Descriptors and threads."""
     return len(os.listdir("/proc/self/fd")), threading.active_count()
@@ -44,18 +52,42 @@ def echo(rproc: Remoteproc, times: int = 5) -> None:
             assert ept.recv(timeout=TIMEOUT) == b"%d" % i
 
 
-def test_boots_talks_and_stops() -> None:
-    with Remoteproc() as rproc:  # the platform that comes first, and its firmware
-        assert rproc.state == "running" and rproc.platform.cpu == "cortex-m4"
-        assert rproc.image.name == "sample-cortex-m4.elf"
+def test_what_comes_first() -> None:
+    with Remoteproc(auto_boot=False) as rproc:
+        assert (rproc.platform.name, rproc.platform.cpu) == ("unicorn", "cortex-m4")
+
+
+def test_boots_talks_and_stops(cpu: str) -> None:
+    with Remoteproc(platform="unicorn", cpu=cpu) as rproc:
+        assert rproc.state == "running" and rproc.image.name == f"sample-{cpu}.elf"
         echo(rproc)
         assert rproc.trace().startswith("sample: up\n")
         assert {channel.name for channel in rproc.bus.channels} == {SAMPLE, "rpmsg-raw"}
     assert rproc.state == "deleted"
 
 
-def test_many_reboots_leave_nothing() -> None:
-    with Remoteproc(firmware="sample") as rproc:
+@pytest.mark.parametrize("file", ["unicorn.toml", "unicorn-riscv32.toml", "unicorn-cortex-a53.toml"])
+def test_the_examples(file: str) -> None:
+    with Remoteproc(board=str(ROOT / "examples" / "boards" / file)) as rproc:
+        assert rproc.name == rproc.platform.cpu
+        echo(rproc)
+
+
+def test_run_with_a_cpu() -> None:
+    command = [sys.executable, "-m", "rpmsgx", "run", "sample", "-o", "cpu=cortex-a53", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as host:
+        assert host.stdout is not None
+        seen = ""
+        for seen in host.stdout:
+            if "sample: up" in seen:
+                break
+        host.send_signal(signal.SIGINT)
+        host.communicate(timeout=TIMEOUT)
+        assert "sample: up" in seen and host.returncode == 130
+
+
+def test_many_reboots_leave_nothing(cpu: str) -> None:
+    with Remoteproc(platform="unicorn", cpu=cpu, firmware="sample") as rproc:
         rproc.shutdown()
         gc.collect()
         before = left()
@@ -92,8 +124,8 @@ def test_a_firmware_for_another_machine(tmp_path: Path) -> None:
 
 @pytest.mark.lesson("06")
 @pytest.mark.parametrize("command, cause", [(b"u", "undefined"), (b"a", "unmapped"), (b"f", "fatal error")])
-def test_a_crash(command: bytes, cause: str) -> None:
-    with Remoteproc(firmware="crash", recovery="disabled") as rproc:
+def test_a_crash(cpu: str, command: bytes, cause: str) -> None:
+    with Remoteproc(platform="unicorn", cpu=cpu, firmware="crash", recovery="disabled") as rproc:
         for _ in range(2):
             ept = rproc.open("rpmsg-crash", timeout=TIMEOUT)
             calls = [Call(ept.recv), Call(rproc.open, "other")]
@@ -107,8 +139,8 @@ def test_a_crash(command: bytes, cause: str) -> None:
             rproc.boot()
 
 
-def test_a_hang_can_be_stopped() -> None:
-    with Remoteproc(firmware="crash") as rproc:
+def test_a_hang_can_be_stopped(cpu: str) -> None:
+    with Remoteproc(platform="unicorn", cpu=cpu, firmware="crash") as rproc:
         ept = rproc.open("rpmsg-crash", timeout=TIMEOUT)
         ept.send(b"h")
         until(lambda: "hang" in rproc.trace())
@@ -121,8 +153,8 @@ def test_a_hang_can_be_stopped() -> None:
 
 @pytest.mark.hostile
 @pytest.mark.parametrize("command, rule", [(b"i", "2.7.8-idx"), (b"d", "2.7.8-id"), (b"l", "2.7.8.3-1")])
-def test_a_remote_that_corrupts_its_ring(command: bytes, rule: str) -> None:
-    with Remoteproc(firmware="crash") as rproc:
+def test_a_remote_that_corrupts_its_ring(cpu: str, command: bytes, rule: str) -> None:
+    with Remoteproc(platform="unicorn", cpu=cpu, firmware="crash") as rproc:
         ept = rproc.open("rpmsg-crash", timeout=TIMEOUT)
         ept.send(command)
         with pytest.raises(PeerError) as caught:
@@ -133,8 +165,9 @@ def test_a_remote_that_corrupts_its_ring(command: bytes, rule: str) -> None:
         rproc.open("rpmsg-crash", timeout=TIMEOUT)
 
 
-def test_a_flood_both_ways() -> None:
-    with Remoteproc(firmware="flood") as rproc, rproc.open("rpmsg-flood", timeout=TIMEOUT) as ept:
+def test_a_flood_both_ways(cpu: str) -> None:
+    remote = Remoteproc(platform="unicorn", cpu=cpu, firmware="flood")
+    with remote as rproc, rproc.open("rpmsg-flood", timeout=TIMEOUT) as ept:
         count, size = 5000, 64
         ept.send(struct.pack("=4I", MAGIC, SINK, 0, 0))
         ept.send(struct.pack("=4I", MAGIC, SOURCE, count, size))

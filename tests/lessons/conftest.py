@@ -57,7 +57,7 @@ def path(tmp_path: Path) -> Iterator[str]:
         platform.stop()
 
 
-@pytest.fixture(params=["thread", "process", "unicorn", *QEMU])
+@pytest.fixture(params=["thread", "process", "unicorn", "unicorn-riscv32", "unicorn-cortex-a53", *QEMU])
 def remote(request: pytest.FixtureRequest, path: str) -> dict[str, Any]:
     """The arguments of `Remoteproc` for a kind of remote; `indirect` parameters choose others."""
     kind = request.param

@@ -40,6 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "process": {"platform": "native", "process": True},
     "lasting": {"platform": "native"},  # with a socket: it goes on without its host
     "unicorn": {"platform": "unicorn"},
+    **{f"unicorn-{cpu}": {"platform": "unicorn", "cpu": cpu} for cpu in ("riscv32", "cortex-a53")},
     **{machine: {"platform": "qemu", "machine": machine} for machine in QEMU},
 }
 

@@ -121,7 +121,7 @@ def test_json(bad: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = json.loads(capsys.readouterr().out)
     assert [item["file"] for item in shown] == EXAMPLES
     assert all(item["ok"] and item["problems"] == [] for item in shown)
-    unicorn = next(item["board"] for item in shown if item["board"]["platform"] == "unicorn")
+    unicorn = next(item["board"] for item in shown if item["board"]["name"] == "cortex-m4")
     assert unicorn["memory"][2] == {
         "name": "shm",
         "da": 0x60000000,

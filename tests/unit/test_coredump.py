@@ -133,10 +133,19 @@ def test_elftools_reads_it(tmp_path: Path, bits: int) -> None:
 
 
 @pytest.mark.lesson("17")
-def test_lesson_17_a_crashed_core_is_in_the_dump(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "cpu, code, assembly",
+    [
+        ("cortex-m4", "00de", r"udf\s+#0"),
+        ("riscv32", "0000", "unimp"),
+        ("riscv64", "0000", "unimp"),
+        ("cortex-a53", "00000000", r"udf\s+#0"),
+    ],
+)
+def test_lesson_17_a_crashed_core_is_in_the_dump(tmp_path: Path, cpu: str, code: str, assembly: str) -> None:
     require(importlib.util.find_spec("unicorn") is not None, "unicorn is not there")
     path = tmp_path / "core"
-    with Remoteproc(platform="unicorn", firmware="crash") as rproc:
+    with Remoteproc(platform="unicorn", cpu=cpu, firmware="crash") as rproc:
         endpoint = rproc.open("rpmsg-crash", timeout=20)
         endpoint.send(b"u", timeout=20)
         with pytest.raises(BrokenPipeError):
@@ -163,15 +172,16 @@ def test_lesson_17_a_crashed_core_is_in_the_dump(tmp_path: Path) -> None:
         assert segment.data == content[segment.da - start :][: segment.size]
     held = {segment.name for segment in read.segments}
     assert held == {"segment 0", "segment 1", "trace trace0", "carveout vdev0buffer", "stack"}
-    assert read.memory(registers["pc"], 2) == b"\x00\xde"  # udf #0
+    assert read.memory(registers["pc"], len(code) // 2) == bytes.fromhex(code)
 
-    shown = gdb(path, "info registers", "x/i $pc", symbols=firmware.path("crash"))
+    shown = gdb(path, "info registers", "x/i $pc", symbols=firmware.path("crash", cpu))
     found = dict(re.findall(r"^(\w+) +(0x[0-9a-f]+)", shown, re.MULTILINE))
     assert {name: int(found[name], 16) for name in registers} == registers
-    assert re.search(rf"=> {registers['pc']:#x}.*:\s+udf\s+#0", shown), shown
+    assert re.search(rf"=> {registers['pc']:#x}.*:\s+{assembly}", shown), shown
     assert "board_fault" in shown  # the symbols of the firmware fit
     text = shown_by_command(path)
-    assert f"pc   {registers['pc']:#010x}" in text and "00 de" in text and "crash: fault 1" in text
+    pc = f"{registers['pc']:#0{2 + image.bits // 4}x}"
+    assert re.search(rf"\bpc +{pc}\b", text) and bytes.fromhex(code).hex(" ") in text and "crash: fault 1" in text
 
 
 # What is in it

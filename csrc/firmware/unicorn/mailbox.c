@@ -7,6 +7,10 @@ void board_init(void)
 {
 }
 
+void board_interrupt(void)
+{
+}
+
 uint64_t board_shm_address(void)
 {
 	const uint32_t low = BOARD_MAILBOX->shm[0], high = BOARD_MAILBOX->shm[1];

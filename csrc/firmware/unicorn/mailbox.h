@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The emulated Cortex-M4 board: program memory at 0 (256 KiB), RAM at 0x20000000 (128 KiB), memory shared with the
- * host at 0x60000000 (1 MiB), and a mailbox. It has no interrupts: `wfi` sleeps until the mailbox has an event.
+ * The boards that Unicorn emulates, whatever their CPU: program memory at 0 (256 KiB), RAM at 0x20000000 (128 KiB),
+ * memory shared with the host at 0x60000000 (1 MiB), and a mailbox. There are no interrupts: `wfi` sleeps until the
+ * mailbox has an event. Exceptions go to the emulator, and end the core.
  */
-#ifndef RPX_UNICORN_CORTEX_M4_H
-#define RPX_UNICORN_CORTEX_M4_H
+#ifndef RPX_UNICORN_MAILBOX_H
+#define RPX_UNICORN_MAILBOX_H
 
 #include <stdint.h>
 
