@@ -184,9 +184,8 @@ class _Line(Mailbox):
             self.page[_PAGE_DETACH] = 1
         sock = self.sock
         if sock is not None:
-            byte = {DETACH: _LINE_DETACH, STOP: _LINE_STOP}.get(event, _LINE_RING)
             try:
-                sock.send(byte, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                sock.send(_LINE_STOP if event == STOP else _LINE_RING, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except OSError:
                 pass  # full: the core looks at none of what is there; or gone
 

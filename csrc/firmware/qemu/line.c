@@ -8,9 +8,7 @@ static volatile uint32_t line_events; /* written with interrupts off, or by thei
 
 static void line_heard(uint8_t byte)
 {
-	if (byte == LINE_DETACH)
-		line_events |= RPX_EVENT_DETACH;
-	else if (byte == LINE_STOP)
+	if (byte == LINE_STOP)
 		line_events |= RPX_EVENT_STOP;
 	else
 		line_events |= RPX_EVENT_KICK;
@@ -39,9 +37,13 @@ void board_interrupt(void)
 
 static uint32_t line_take(void)
 {
-	const uint32_t events = line_events;
+	uint32_t events = line_events;
 	line_events = 0;
-	return line_page.detach != 0 ? events : events & ~RPX_EVENT_DETACH;
+	if (line_page.detach != 0) { /* not a byte: it can be withdrawn, and is not lost where the line is full of rings */
+		line_page.detach = 0;
+		events |= RPX_EVENT_DETACH;
+	}
+	return events;
 }
 
 uint32_t board_poll(void *ctx)

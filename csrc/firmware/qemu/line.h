@@ -16,7 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define LINE_DETACH 'D' /* RPX_EVENT_DETACH, unless it was withdrawn; and its acknowledgement */
+#define LINE_DETACH 'D' /* to the host: RPX_EVENT_DETACH, of which the page speaks, is acknowledged */
 #define LINE_STOP 'S'   /* RPX_EVENT_STOP, and its acknowledgement */
 #define LINE_DEAD 'F'   /* to the host: the page says why */
 #define LINE_RING 'K'   /* so is any other byte */
@@ -24,7 +24,7 @@
 struct line_page {
 	/* The host's. */
 	uint64_t shm;    /* what descriptors call the start of the shared memory */
-	uint32_t detach; /* 0: no detach is wanted (any more) */
+	uint32_t detach; /* RPX_EVENT_DETACH is wanted; both withdraw it, the core when it has seen it */
 	/* The core's, as in board_died. */
 	uint32_t cause;
 	uint32_t count;
