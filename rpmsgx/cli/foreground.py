@@ -310,14 +310,18 @@ class KernelHost(_Watch):
 
     def end(self) -> None:
         with self.rproc:
-            state = self.rproc.state
-            if not self._began or state not in (*UP, "crashed"):
+            if not self._began:
                 return
-            left = self._at_exit == "detach" and state != "crashed"
+            left = self._at_exit == "detach" and self.rproc.state != "crashed"
             if not self._guarded:  # then the kernel does it, at the close
-                if left:
-                    self.rproc.detach()
-                else:
-                    self.rproc.shutdown()
+                try:
+                    if left:
+                        self.rproc.detach()
+                    else:
+                        self.rproc.shutdown()
+                except StateError:  # it was stopped by somebody else; one that recovers is "offline" for a moment, too
+                    if self.rproc.state in UP:
+                        raise
+                    return
         self.begin_trace()
         self.tell("end", "left running" if left else "stopped", left_running=left)
