@@ -80,6 +80,7 @@ TESTS = (
 LEFT_OUT = {
     # What the emulator lacks.
     "tests/hostile/test_shared_file.py": "qemu-user gives wrong addresses with SIGBUS",
+    "tests/hostile/test_modern_hostile.py::test_a_file_that_is_truncated": "the same",
     "tests/hostile/test_vhost_user_hostile.py": "qemu-user has no io_setup(2)",
     "tests/unit/test_backends.py::test_too_few_huge_pages": "qemu-user refuses MFD_HUGETLB",
     "tests/unit/test_memfd_link.py::test_a_bad_handover_is_refused_and_leaves_nothing": "qemu-user loses MSG_CTRUNC",

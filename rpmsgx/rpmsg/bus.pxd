@@ -92,6 +92,7 @@ cdef class Bus:
     cdef bytes stall_data
     cdef uint32_t stall_src
     cdef uint64_t stalls
+    cdef uint64_t unrung       # waits that ended with messages there that nobody had rung for
     # A name-service message on its way out of the ring.
     cdef uint8_t ns_message[40]
     cdef uint32_t ns_src

@@ -111,6 +111,7 @@ cdef enum:  # what a waiter waits for, beside its endpoint's queue
 
 cdef enum:
     MAX_CHANNELS = 1024
+    UNRUNG = 3   # waits that nobody rang for, before this is said
     TICKS = 256  # empty looks after which one that never waits looks at the doorbell too
 
 
@@ -620,13 +621,15 @@ cdef class Bus:
 
     @property
     def counters(self) -> dict:
-        """What happened on this bus: kicks sent, sessions ended, stalls, and messages dropped by reason; and how many
-        messages are `outstanding` now: sent, and not yet taken by the peer."""
+        """What happened on this bus: kicks sent, sessions ended, stalls, waits that ended with messages there that nobody
+        had rung for, and messages dropped by reason; and how many messages are `outstanding` now: sent, and not yet
+        taken by the peer."""
         return {
             "outstanding": bus_outstanding(self),
             "kicks": self.kicks,
             "resets": self.epoch,
             "stalls": self.stalls,
+            "unrung": self.unrung,
             "dropped_short": self.drops.short_,
             "dropped_length": self.drops.length,
             "dropped_no_endpoint": self.drops.no_endpoint,

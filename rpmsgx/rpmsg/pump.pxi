@@ -108,8 +108,22 @@ cdef int bus_block(Bus bus, Waiter w) except -1:
     if bus.state == OPEN or bus.state == BROKEN:
         if rang:
             bus_service(bus)
+        elif n == 0 and bus.up and rpx_rx_pending(&bus.rx):
+            bus_unrung(bus)
         if bus.up and not bus.exposed:
             rpx_rx_mute(&bus.rx)
+    return 0
+
+
+cdef int bus_unrung(Bus bus) except -1:
+    """The wait is over, something is there, and nobody has rung, who was asked to: an interrupt that does not come?"""
+    bus.unrung += 1
+    if bus.unrung == UNRUNG:
+        import logging
+        log = logging.getLogger("rpmsgx.bus")
+        log.addHandler(logging.NullHandler())
+        log.warning("%s: %d waits ended with messages there that nobody had rung for: does the interrupt come "
+                    "(/proc/interrupts), and is it this link's?", bus.link.url, UNRUNG)
     return 0
 
 

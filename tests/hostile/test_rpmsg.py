@@ -811,20 +811,24 @@ def test_rung_a_million_times_without_cause(role: Role) -> None:
 
 
 @roles
-def test_never_rung(role: Role) -> None:
-    """Those who look find the message; one that waits finds it at the latest when its time is up."""
+def test_never_rung(role: Role, caplog: pytest.LogCaptureFixture) -> None:
+    """Those who look find the message; one that waits finds it at the latest when its time is up, and that is told."""
     with wired(role) as wire:
         ept = wire.bus.create_endpoint()
         wire.peer.deliver(b"looked")
         assert ept.try_recv() == b"looked"
         wire.peer.deliver(b"looked")
         assert ept.recv(timeout=0) == b"looked"
-        call = Call(ept.recv, timeout=1)
-        blocked(call)
-        wire.peer.deliver(b"late")
-        assert call.outcome() == b"late"
+        for times in (1, 2, 3):
+            assert not caplog.text
+            call = Call(ept.recv, timeout=1)
+            blocked(call)
+            wire.peer.deliver(b"late")
+            assert call.outcome() == b"late" and wire.bus.counters["unrung"] == times
+        assert "3 waits ended with messages there that nobody had rung for: does the interrupt come" in caplog.text
         with pytest.raises(Timeout):
             ept.recv(timeout=0.01)
+        assert wire.bus.counters["unrung"] == 3
 
 
 @roles
