@@ -621,9 +621,9 @@ cdef class Bus:
 
     @property
     def counters(self) -> dict:
-        """What happened on this bus: kicks sent, sessions ended, stalls, waits that ended with messages there that nobody
-        had rung for, and messages dropped by reason; and how many messages are `outstanding` now: sent, and not yet
-        taken by the peer."""
+        """What happened on this bus: kicks sent, sessions ended, stalls, waits at whose end messages were there that
+        nobody had rung for, and messages dropped by reason; and how many are `outstanding` now: sent, and not yet taken
+        by the peer."""
         return {
             "outstanding": bus_outstanding(self),
             "kicks": self.kicks,
