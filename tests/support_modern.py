@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,20 @@ def queue(index: int, field: int) -> int:
     return 0x40 + 0x40 * index + field
 
 
+class LittleMemory(Memory):
+    """Block, rings and headers have little-endian fields: VERSION_1 is accepted."""
+
+    def get(self, width: int, at: int) -> int:
+        return _little(super().get(width, at), width)
+
+    def put(self, width: int, at: int, value: int) -> None:
+        super().put(width, at, _little(value, width))
+
+
+def _little(value: int, width: int) -> int:
+    return int.from_bytes(value.to_bytes(width, sys.byteorder), "little")
+
+
 class ModernWire:
     """Memory, block, and our bus as `role`. `writes` are its end's (offset, value), in order.
 
@@ -58,7 +73,7 @@ class ModernWire:
 
     def __init__(self, role: Role, *, offers: int = NS | VERSION_1, num: int = NUM, **options: Any) -> None:
         self.guarded = GuardedMemory(SIZE)
-        self.memory = Memory(self.guarded.buffer)
+        self.memory = LittleMemory(self.guarded.buffer)
         layout = ModernLayout(num, bool(offers & 1 << 29), bool(offers & 1 << 28), bool(offers & NS))
         block = layout.table()
         self.memory.bytes[: len(block)] = block
