@@ -19,6 +19,7 @@ _UDEV = "install examples/udev/60-rpmsgx.rules, and join its group"
 _MODULES = {  # what option gives which module, and its parameters
     "UIO_PDRV_GENIRQ": "uio_pdrv_genirq of_id=generic-uio",
     "UIO_PCI_GENERIC": "uio_pci_generic",
+    "VFIO_PCI": "vfio_pci",
     "RPMSG_CHAR": "rpmsg_char",
     "RPMSG_CTRL": "rpmsg_ctrl",
 }
@@ -74,6 +75,7 @@ class Machine:
             "mem": self._mem(),
             "uio": self._uio(),
             "pci": self._pci(),
+            "vfio": self._vfio(),
             "hugepages": self._hugepages(),
             "remoteproc": self._remoteproc(),
             "rpmsg": self._rpmsg(),
@@ -180,6 +182,25 @@ class Machine:
         if not patient.has:
             patient.lack("no PCI device with memory is free", "echo SLOT > /sys/bus/pci/devices/SLOT/driver/unbind")
         self._lockdown(patient)
+        return patient
+
+    def _vfio(self) -> Patient:
+        from ..memory.vfio import HOW_TO_BIND, NO_IOMMU, place
+
+        patient = Patient()
+        if not self._option(patient, "VFIO_PCI"):
+            return patient
+        for slot in self._list("/sys/bus/pci/devices"):
+            found = place(slot, self._path("/sys"))
+            if found.bound and found.group:
+                names = (f"/dev/vfio/{found.group}", f"/dev/vfio/noiommu-{found.group}")
+                path = next((name for name in names if os.path.exists(self._path(name))), names[0])
+                patient.has.append(f"vfio:{slot}: {found.driver}, {path}")
+                self._may_write(patient, path)
+        if not patient.has:
+            if not self._list("/sys/kernel/iommu_groups"):
+                patient.lack("there is no IOMMU", NO_IOMMU)
+            patient.lack("no device is bound to vfio-pci", HOW_TO_BIND.format(slot="SLOT"))
         return patient
 
     def _hugepages(self) -> Patient:

@@ -43,6 +43,22 @@ def map_bar(
     if not os.path.isdir(device):
         raise ResourceError(f"{what}: there is no PCI device {slot!r}; lspci -D lists those that there are")
     path = f"{device}/resource{bar}"
+    size = check_bar(what, device, bar, size, offset)
+    combining = kind == "uncached" and os.path.exists(path + "_wc")
+    if combining:
+        path += "_wc"
+    fd = open_device(what, path, f"the kernel gives no maps of BARs here, or {LOCKED_DOWN}")
+    try:
+        _enable(what, f"{device}/enable")
+        buffer = map_device(what, path, fd, size, offset, lambda exc: _why(exc, device))
+    finally:
+        os.close(fd)
+    return Region(name, buffer, da=da, pa=pa, kind="uncached" if combining else bypassed(kind))
+
+
+def check_bar(what: str, device: str, bar: int, size: int | None, offset: int) -> int:
+    """`size`, or what is left from `offset` on of the BAR. Raises ResourceError if that is not in it, or it in none."""
+    slot = os.path.basename(device)
     known = bars(device)
     if bar not in known:
         listed = ", ".join(f"{index} ({length:#x} bytes)" for index, length in known.items()) or "none"
@@ -54,16 +70,7 @@ def map_bar(
             f"{what}: {size:#x} bytes at offset {offset:#x} are not in the {known[bar]:#x} bytes of BAR {bar} "
             f"of {slot}, or do not begin at a multiple of {PAGE:#x}"
         )
-    combining = kind == "uncached" and os.path.exists(path + "_wc")
-    if combining:
-        path += "_wc"
-    fd = open_device(what, path, f"the kernel gives no maps of BARs here, or {LOCKED_DOWN}")
-    try:
-        _enable(what, f"{device}/enable")
-        buffer = map_device(what, path, fd, size, offset, lambda exc: _why(exc, device))
-    finally:
-        os.close(fd)
-    return Region(name, buffer, da=da, pa=pa, kind="uncached" if combining else bypassed(kind))
+    return size
 
 
 def bars(device: str) -> dict[int, int]:

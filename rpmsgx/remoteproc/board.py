@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ..memory.region import Kind
+    from ..memory.vfio import VfioDevice
     from ..notify.doorbell import Doorbell
     from ..notify.register import Register
     from .platform import Platform
@@ -65,16 +66,16 @@ class Block(NamedTuple):
     offset: int = 0
     line: int = 1
 
-    def open(self) -> Region:
+    def open(self, vfio: VfioDevice | None = None) -> Region:
         """Raises ResourceError, OSError."""
-        return _map(Memory(self.name, self.pa, self.pa, self.size, self.backend, "device", offset=self.offset))
+        return _map(Memory(self.name, self.pa, self.pa, self.size, self.backend, "device", offset=self.offset), vfio)
 
 
 class Bell(NamedTuple):
     """[doorbell]."""
 
     interrupt: str | None = None
-    """The UIO device whose interrupt is the remote's ring; None: the rings are looked at now and then."""
+    """The UIO device whose interrupt is the remote's ring, or vfio:SLOT[:VECTOR]; None: the rings are looked at."""
     block: Block | None = None
     """Where the registers of both are."""
     kick: Write | None = None
@@ -84,8 +85,16 @@ class Bell(NamedTuple):
     """Seconds between two looks, where nobody rings."""
     line: int = 1
 
-    def open(self) -> Doorbell:
-        """Raises ResourceError, OSError."""
+    def open_vfio(self) -> VfioDevice | None:
+        """The device behind `interrupt`, if it is one of VFIO's. Raises ResourceError."""
+        if self.interrupt is None or not self.interrupt.startswith("vfio:"):
+            return None
+        from ..memory.vfio import VfioDevice
+
+        return VfioDevice(_vfio(self.interrupt)[0])
+
+    def open(self, vfio: VfioDevice | None = None) -> Doorbell:
+        """`vfio`: what `open_vfio` has opened; the doorbell owns it from then on. Raises ResourceError, OSError."""
         from ..notify.timer import PolledDoorbell
         from ..notify.uio import Access, RegisterDoorbell, UioDoorbell
 
@@ -96,8 +105,13 @@ class Bell(NamedTuple):
             return Access(self.block.names[bits.register.partition(".")[2]], bits.value, bits.mask)
 
         kick, acknowledge = access(self.kick), access(self.acknowledge)
-        registers = self.block.open() if self.block is not None else None
+        registers = self.block.open(vfio) if self.block is not None else None
         try:
+            if vfio is not None and self.interrupt is not None:
+                from ..notify.vfio import VfioDoorbell
+
+                vector = _vfio(self.interrupt)[1]
+                return VfioDoorbell(vfio, vector, registers=registers, kick=kick, acknowledge=acknowledge)
             if self.interrupt is not None:
                 return UioDoorbell(self.interrupt, registers=registers, kick=kick, acknowledge=acknowledge)
             if registers is not None:
@@ -168,20 +182,23 @@ class Board:
                 keywords[key] = getattr(self, key)
         with contextlib.ExitStack() as opened:
             try:
-                line = 1
+                line = self.doorbell.line if self.doorbell is not None else 1
+                vfio = self.doorbell.open_vfio() if self.doorbell is not None else None
+                if vfio is not None:
+                    opened.callback(vfio.close)
                 regions = {}
                 for item in self.memory:
                     line = item.line
-                    regions[item.name] = opened.enter_context(_map(item))
+                    regions[item.name] = opened.enter_context(_map(item, vfio))
                 if self.core is not None:
                     registers: dict[str, Register] = {}
                     for block in self.registers:
                         line = block.line
-                        registers.update(_registers_of(block))
+                        registers.update(_registers_of(block, vfio))
                     keywords.update(core=self.core, registers=registers)
                 if self.doorbell is not None:
                     line = self.doorbell.line
-                    keywords["doorbell"] = opened.enter_context(contextlib.closing(self.doorbell.open()))
+                    keywords["doorbell"] = opened.enter_context(contextlib.closing(self.doorbell.open(vfio)))
             except ResourceError as exc:
                 raise BoardError(f"{self.path}:{line}: {exc}") from exc
             if self.shared is not None:
@@ -312,21 +329,27 @@ BACKENDS = {
 }
 
 
-def _map(memory: Memory) -> Region:
-    """Raises ResourceError, OSError."""
+def _map(memory: Memory, vfio: VfioDevice | None = None) -> Region:
+    """BARs of `vfio` are mapped through it: sysfs may refuse those of a driver. Raises ResourceError, OSError."""
     backend, _, argument = memory.backend.partition(":")
+    if vfio is not None and backend == "pci" and argument[:-2] == vfio.slot:
+        name, da, pa, size = memory[:4]
+        return vfio.map_bar(name, int(argument[-1]), size, offset=memory.offset, da=da, pa=pa, kind=memory.kind)
     return BACKENDS[backend].map(memory, argument)
 
 
-def _registers_of(block: Block) -> dict[str, Register]:
+def _registers_of(block: Block, vfio: VfioDevice | None) -> dict[str, Register]:
     """By their full names. They keep the block mapped. Raises ResourceError, OSError."""
     from ..notify.register import Register
 
-    with block.open() as region:
+    with block.open(vfio) as region:
         return {f"{block.name}.{name}": Register(region.buffer, offset) for name, offset in block.names.items()}
 
 
 # -- keys --------------------------------------------------------------------------------------------------------------
+
+
+_SLOT = r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
 
 
 def _name(value: object) -> str:
@@ -345,7 +368,7 @@ def _backend(value: object) -> str:
         raise ValueError(f"{toml.shown(value)} is no backend; write {forms[name]!r}")
     if name == "shm" and "/" in argument:
         raise ValueError(f"{toml.shown(value)} is a path; write 'shm:NAME', or 'file:PATH'")
-    if name == "pci" and not re.fullmatch(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]:[0-5]", argument):
+    if name == "pci" and not re.fullmatch(f"{_SLOT}:[0-5]", argument):
         raise ValueError(f"{toml.shown(value)} is no BAR; write 'pci:SLOT:BAR', such as 'pci:0000:03:00.0:2'")
     return f"{name}{colon}{argument}"
 
@@ -372,6 +395,20 @@ def _offsets(value: object) -> dict[str, int]:
         if offset % 4:
             raise ValueError(f"{name} is at {offset:#x}, no multiple of 4; registers have 32 bits")
     return found
+
+
+def _interrupt(value: object) -> str:
+    name = toml.text(value)
+    if name.startswith("vfio:") and not re.fullmatch(f"vfio:{_SLOT}(:[0-9]{{1,4}})?", name):
+        forms = "'vfio:SLOT' or 'vfio:SLOT:VECTOR', such as 'vfio:0000:03:00.0:1'"
+        raise ValueError(f"{toml.shown(value)} is no interrupt; write {forms}")
+    return name
+
+
+def _vfio(interrupt: str) -> tuple[str, int]:
+    """Slot and vector of what `_interrupt` found good."""
+    _, domain, bus, device, *vector = interrupt.split(":")
+    return f"{domain}:{bus}:{device}", int(vector[0]) if vector else 0
 
 
 def _poll(value: object) -> float:
@@ -505,7 +542,7 @@ _CORE = {
     "crashed": _Key(steps.state),
 }
 _DOORBELL = {
-    "interrupt": _Key(toml.text),
+    "interrupt": _Key(_interrupt),
     "kick": _Key(steps.write),
     "acknowledge": _Key(steps.write_or_read),
     "poll": _Key(_poll),

@@ -31,6 +31,7 @@ from rpmsgx.memory.hugepages import map_hugepages, pool
 from rpmsgx.memory.pci import map_bar
 from rpmsgx.memory.region import Region
 from rpmsgx.memory.uio import UioMap, devices, find, map_uio
+from rpmsgx.memory.vfio import VfioDevice
 from rpmsgx.notify.doorbell import readable
 from rpmsgx.notify.register import Register
 from rpmsgx.notify.uio import Access, RegisterDoorbell, UioDoorbell
@@ -407,6 +408,31 @@ def test_a_path_in_no_hugetlbfs(tmp_path: Path) -> None:
         map_hugepages("shm", 2 << 20, f"{tmp_path}/no/huge")
 
 
+# -- VFIO: the rest takes devices, and stands in tests/boards/guest ---------------------------------------------------
+
+
+def test_what_vfio_lacks(tmp_path: Path) -> None:
+    tree(tmp_path, {"sys/bus/pci/devices/0000:00:04.0/vendor": "", "sys/bus/pci/drivers/vfio-pci/bind": ""})
+    device = tmp_path / "sys/bus/pci/devices/0000:00:04.0"
+    where = {"sysfs": str(tmp_path / "sys"), "dev": str(tmp_path / "dev")}
+    cases = (
+        (None, "", r"0000:00:04.0 is behind no IOMMU; switch VT-d or AMD-Vi on .* enable_unsafe_noiommu_mode=1"),
+        ("iommu_group", "../../../../kernel/iommu_groups/7", "has no driver and not vfio-pci: modprobe vfio-pci; dr"),
+        ("driver", "../../drivers/vfio-pci", "dev/vfio/vfio: No such file or directory; modprobe vfio-pci; in a cont"),
+    )
+    for name, target, problem in cases:
+        if name is not None:
+            (device / name).symlink_to(target)
+        with pytest.raises(ResourceError, match=problem):
+            VfioDevice("0000:00:04.0", **where)
+    tree(tmp_path, {"dev/vfio/vfio": "", "dev/vfio/7": ""})
+    denied = refusal(lambda: [os.chmod(tmp_path / "dev/vfio/7", 0), VfioDevice("0000:00:04.0", **where)])
+    assert denied == f"0000:00:04.0: {tmp_path}/dev/vfio/7: {DENIED}"
+    (tmp_path / "dev/vfio/7").chmod(0o600)
+    with pytest.raises(ResourceError, match="vfio/7: Inappropriate ioctl for device; dmesg may tell why"):
+        VfioDevice("0000:00:04.0", **where)
+
+
 # -- registers and interrupts ------------------------------------------------------------------------------------------
 
 
@@ -689,12 +715,22 @@ def test_a_doorbell_reaches_the_platform(tmp_path: Path, uio: dict[str, str], mo
         (('"uio:mailbox:regs"', '"memfd"'), "8: [[registers]] backend: 'memfd' has no registers; write 'mem', 'uio:"),
         (('"uio:mailbox:regs"', '"mem"'), "6: [[registers]] pa is missing; add pa = ..., where 'mem' has the r"),
         (('name = "mailbox"', 'name = "x"'), "4: [doorbell] kick: there is no register 'mailbox.ring'; did you mean"),
+        (('= "mailbox"\nkick', '= "vfio:04.0"\nkick'), "3: [doorbell] interrupt: 'vfio:04.0' is no interrupt; write"),
         (('"board"', '"unicorn"'), "2: platform 'unicorn' sees to doorbell itself; take it out"),
     ],
 )
 def test_doorbells_that_cannot_be(tmp_path: Path, change: tuple[str, str], problem: str) -> None:
     found = wrong(tmp_path, DOORBELL.replace(*change))
     assert found[0].startswith(problem), found
+
+
+@pytest.mark.usefixtures("platform")
+def test_a_doorbell_by_vfio_that_cannot_be_had(tmp_path: Path) -> None:
+    """It comes first, since BARs of the same device are mapped through it."""
+    text = DOORBELL.replace('"mailbox"\nkick', '"vfio:ffff:00:04.0:1"\nkick')
+    assert wrong(tmp_path, text.replace("uio:mailbox:regs", "pci:ffff:00:04.0:0")) == []
+    with pytest.raises(BoardError, match="b.toml:2: there is no PCI device 'ffff:00:04.0'; lspci -D lists"):
+        board.load(tmp_path / "b.toml").open_platform()
 
 
 @pytest.mark.usefixtures("platform")

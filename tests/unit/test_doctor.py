@@ -21,6 +21,7 @@ CONFIG_IO_STRICT_DEVMEM=y
 CONFIG_UIO=y
 CONFIG_UIO_PDRV_GENIRQ=m
 # CONFIG_UIO_PCI_GENERIC is not set
+CONFIG_VFIO_PCI=y
 CONFIG_HUGETLBFS=y
 CONFIG_REMOTEPROC=y
 CONFIG_RPMSG=y
@@ -44,6 +45,10 @@ EVERYTHING = {
     "sys/bus/pci/devices/0000:00:04.0/resource0": "",
     "sys/bus/pci/devices/0000:00:05.0/resource": "0xff000000 0xff003fff 0x40200\n",
     "sys/bus/pci/devices/0000:00:05.0/driver/bind": "",
+    "sys/bus/pci/devices/0000:00:06.0/resource": "0xff004000 0xff007fff 0x40200\n",
+    "sys/bus/pci/drivers/vfio-pci/bind": "",
+    "sys/kernel/iommu_groups/7/type": "DMA",
+    "dev/vfio/7": "",
     "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages": "64",
     "sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages": "60",
     "sys/kernel/security/lockdown": "[none] integrity confidentiality",
@@ -59,6 +64,9 @@ def root(tmp_path: Path) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    device = tmp_path / "sys/bus/pci/devices/0000:00:06.0"
+    (device / "driver").symlink_to("../../drivers/vfio-pci")
+    (device / "iommu_group").symlink_to("../../../../kernel/iommu_groups/7")
     (tmp_path / "proc/config.gz").write_bytes(gzip.compress(CONFIG.encode()))
     return tmp_path
 
@@ -73,12 +81,13 @@ def test_a_machine_that_has_everything(root: Path) -> None:
         "mem": (["/dev/mem"], []),
         "uio": (["/dev/uio0 'mailbox': map 0 'shm' (0x100000 bytes at 0x60000000)"], []),
         "pci": (["pci:0000:00:04.0:0: 0x4000 bytes, no driver"], []),
+        "vfio": (["vfio:0000:00:06.0: vfio-pci, /dev/vfio/7"], []),
         "hugepages": (["hugepages-2048kB: 60 of 64 free", "hugetlbfs at /dev/hugepages"], []),
         "remoteproc": (["remoteproc0 'm4': offline"], []),
         "rpmsg": (["virtio0.rpmsg-raw.-1.1024", "/dev/rpmsg0"], []),
     }
     assert all(patient["usable"] for patient in found.values())
-    assert [len(patient["notes"]) for patient in found.values()] == [2, 0, 0, 0, 0, 0]
+    assert [len(patient["notes"]) for patient in found.values()] == [2, 0, 0, 0, 0, 0, 0]
     (root / "proc/cmdline").write_text("iomem=relaxed")
     assert len(examine(root)["mem"]["notes"]) == 1
 
@@ -94,7 +103,8 @@ def test_kernel_options(root: Path) -> None:
     boot = root / "boot" / f"config-{os.uname().release}"
     boot.parent.mkdir()
     boot.write_text("CONFIG_X=y\n")
-    for name, option in (("mem", "DEVMEM"), ("uio", "UIO"), ("hugepages", "HUGETLBFS"), ("remoteproc", "REMOTEPROC")):
+    options = {"mem": "DEVMEM", "uio": "UIO", "vfio": "VFIO_PCI", "hugepages": "HUGETLBFS", "remoteproc": "REMOTEPROC"}
+    for name, option in options.items():
         assert lacks(root, name)[0] == f"the kernel is built without CONFIG_{option} -> build one with CONFIG_{option}"
     boot.unlink()
     assert all(patient["usable"] for patient in examine(root).values())  # nothing is known of options: nothing is said
@@ -120,6 +130,12 @@ def test_what_is_missing(root: Path) -> None:
     for name in ("mem", "pci"):
         assert lacks(root, name)[-1].startswith("the kernel is locked down: none [integrity] confidentiality -> boot ")
     (root / "sys/bus/pci/devices/0000:00:04.0/resource0").unlink()
+    (root / "sys/bus/pci/devices/0000:00:06.0/driver").unlink()
+    assert lacks(root, "vfio") == [
+        "no device is bound to vfio-pci -> modprobe vfio-pci; driverctl set-override SLOT vfio-pci"
+    ]
+    (root / "sys/kernel/iommu_groups/7").rename(root / "7")
+    assert lacks(root, "vfio")[0].startswith("there is no IOMMU -> switch VT-d or AMD-Vi on in the firmware's setup")
     assert "resource0 is not there -> this kernel gives no maps of BARs: use uio" in lacks(root, "pci")[0]
 
 

@@ -2,7 +2,8 @@
 """What test_guests.py lets a PC do, one function after the other.
 
 No pytest in here: a guest has the host's Python, and starts it in a fraction of a second. Devices: ivshmem-plain, whose
-BAR 2 is memory shared with the host, and edu, whose register 0x60 raises its own interrupt, and 0x64 clears it.
+BAR 2 is memory shared with the host, and edu, whose register 0x60 raises its own interrupt, and 0x64 clears it. Behind
+VFIO edu has MSI; ivshmem-doorbell has MSI-X, rung by its register 0xc; and e1000 has INTx, with registers of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import threading
 import time
 import traceback
+from contextlib import closing
 from pathlib import Path
 
 from cases import WAIT, refused, tell
@@ -22,23 +24,60 @@ from rpmsgx.memory.devmem import map_devmem
 from rpmsgx.memory.pci import map_bar
 from rpmsgx.memory.region import Region
 from rpmsgx.memory.uio import devices, map_uio
+from rpmsgx.memory.vfio import VfioDevice
 from rpmsgx.notify.doorbell import readable
+from rpmsgx.notify.register import Register
 from rpmsgx.notify.uio import Access, UioDoorbell
+from rpmsgx.notify.vfio import VfioDoorbell
+from rpmsgx.remoteproc import board
 
 IVSHMEM, EDU = "0000:00:04.0", "0000:00:05.0"
+BELL, CARD = "0000:00:06.0", "0000:00:07.0"
+TOGETHER = "0000:01:01.0", "0000:01:02.0"
 PCI = Path("/sys/bus/pci/devices")
 SIZE, PAGE = 1 << 20, 0x1000
 RAISE, CLEAR = 0x60, 0x64
+RING = 0xC  # of ivshmem-doorbell: the vector, of peer 0, which is itself
+ICR, ICS, IMS, LINK = 0xC0, 0xC8, 0xD0, 1 << 2  # of e1000: what is pending; raise; let through; "the link has changed"
 NOBODY = 65534
+BOARD = f"""\
+platform = "registers"
+shared = "shm"
+
+[[memory]]
+name = "shm"
+da = 0x10000000
+size = "1MiB"
+backend = "pci:{BELL}:2"
+kind = "device"
+
+[[registers]]
+name = "ivshmem"
+backend = "pci:{BELL}:0"
+size = 0x100
+names = {{ ring = {RING} }}
+
+[core]
+machine = "ARM"
+running = true
+
+[doorbell]
+interrupt = "vfio:{BELL}:1"
+kick = {{ register = "ivshmem.ring", value = 1 }}
+"""
 
 
 def bind(slot: str, driver: str) -> str:
     """Let this driver have the device; the path of its UIO device."""
+    rebind(slot, driver)
+    [name] = os.listdir(PCI / slot / "uio")
+    return f"/dev/{name}"
+
+
+def rebind(slot: str, driver: str) -> None:
     unbind(slot)
     (PCI / slot / "driver_override").write_text(driver)
     Path("/sys/bus/pci/drivers_probe").write_text(slot)
-    [name] = os.listdir(PCI / slot / "uio")
-    return f"/dev/{name}"
 
 
 def unbind(slot: str) -> None:
@@ -227,6 +266,151 @@ def the_doctor() -> None:
     assert devices() == []
 
 
+def vfio(slot: str, vector: int, kick: Access, acknowledge: Access | None = None) -> VfioDoorbell:
+    device = VfioDevice(slot)
+    registers = device.map_bar("regs", 0, kind="device")
+    if slot == CARD:
+        Register(registers.buffer, IMS).write(LINK)
+    return VfioDoorbell(device, vector, registers=registers, kick=kick, acknowledge=acknowledge)
+
+
+def interrupts_of(name: str) -> int:
+    """How often the kernel has had those of this name."""
+    lines = Path("/proc/interrupts").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if name in line)
+
+
+def ring(bell: VfioDoorbell, name: str) -> None:
+    assert not readable(bell.fileno(), 0)
+    before = interrupts_of(name)
+    for _ in range(1000):
+        bell.kick(0)
+        assert readable(bell.fileno(), WAIT)
+        bell.drain()
+        assert not readable(bell.fileno(), 0)
+    bell.drain()  # for nothing
+    assert (interrupts_of(name) - before, bell.missed) == (1000, 0)
+
+
+def a_thousand_by_msix() -> None:
+    """On the second vector, while nobody listens on the first."""
+    rebind(BELL, "vfio-pci")
+    with closing(vfio(BELL, 1, Access(RING, 1))) as bell:
+        ring(bell, f"vfio-msix[1]({BELL})")
+    bell.close()
+    assert f"({BELL})" not in Path("/proc/interrupts").read_text()
+
+
+def a_thousand_by_msi() -> None:
+    rebind(EDU, "vfio-pci")
+    with closing(vfio(EDU, 0, Access(RAISE, 1), Access(CLEAR, 1))) as bell:
+        ring(bell, f"vfio-msi[0]({EDU})")
+
+
+def a_thousand_by_intx() -> None:
+    """By level: it comes again until its cause is cleared, and not before it is unmasked."""
+    rebind(CARD, "vfio-pci")
+    with closing(vfio(CARD, 0, Access(ICS, LINK), Access(ICR))) as bell:
+        ring(bell, f"vfio-intx({CARD})")
+
+
+def rings_that_nobody_has_seen_are_counted() -> None:
+    with closing(vfio(BELL, 0, Access(RING, 0))) as bell:
+        before = interrupts_of(f"vfio-msix[0]({BELL})")
+        deadline = time.monotonic() + WAIT
+        for number in range(1, 6):
+            bell.kick(0)
+            while interrupts_of(f"vfio-msix[0]({BELL})") < before + number:
+                assert time.monotonic() < deadline
+        bell.drain()
+        assert bell.missed == 4
+
+
+def a_board_with_vfio() -> None:
+    """All BARs of the device are mapped through VFIO; others could not be had beside it."""
+    path = Path("/run/vfio.toml")
+    path.write_text(BOARD)
+    with board.load(path).open_platform() as platform:
+        bell = platform.doorbell
+        assert isinstance(bell, VfioDoorbell)
+        ring(bell, f"vfio-msix[1]({BELL})")
+        with refused("/dev/vfio/[0-9]+: Device or resource busy; a device of this IOMMU group is open already"):
+            VfioDevice(BELL)
+    VfioDevice(BELL).close()
+
+
+def what_vfio_refuses() -> None:
+    unbind(EDU)
+    with refused("there is no PCI device '0000:00:1e.7'; lspci -D lists"):
+        VfioDevice("0000:00:1e.7")
+    with refused(f"{EDU} has no driver and not vfio-pci: modprobe vfio-pci; driverctl set-override {EDU} vfio-pci"):
+        VfioDevice(EDU)
+    rebind(EDU, "uio_pci_generic")
+    with refused(f"{EDU} has driver 'uio_pci_generic' and not vfio-pci: modprobe vfio-pci; driverctl"):
+        VfioDevice(EDU)
+    ours, other = TOGETHER
+    rebind(ours, "vfio-pci")
+    rebind(other, "uio_pci_generic")
+    with refused(f"{ours}: .* cannot keep the devices of group [0-9]+ apart, and {other} has driver 'uio_pci_generic'"):
+        VfioDevice(ours)
+    unbind(other)
+    with closing(VfioDevice(ours)) as device:
+        with refused(f"{ours} has no MSI vector 1; it has 0 to 0"):
+            VfioDoorbell(device, 1)
+        with refused(f"{ours} has no BAR 2 with memory; it has 0 "):
+            device.map_bar("regs", 2)
+    rebind(IVSHMEM, "vfio-pci")
+    with closing(VfioDevice(IVSHMEM)) as device, refused(f"{IVSHMEM} has no interrupt, neither MSI-X nor MSI nor INTx"):
+        VfioDoorbell(device)
+    unbind(IVSHMEM)
+
+
+def who_has_no_permission_for_vfio_is_told() -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            with refused(f"{BELL}: /dev/vfio/[0-9]+: Permission denied; run as root, or let your group have it with a"):
+                VfioDevice(BELL)
+            os._exit(0)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def vfio_is_asked_for_a_device() -> None:
+    """An unbind waits until the doorbell is closed, which learns of it as it waits."""
+    bell = vfio(BELL, 0, Access(RING, 0))
+    away = threading.Thread(target=unbind, args=[BELL])
+    away.start()
+    try:
+        for _ in range(2):
+            assert readable(bell.fileno(), WAIT)
+            try:
+                bell.drain()
+                raise AssertionError("drained")
+            except StateError as error:
+                assert f"{BELL} is wanted back" in str(error)
+    finally:
+        bell.close()
+        away.join(WAIT)
+    assert not away.is_alive()
+
+
+def the_doctor_knows_vfio() -> None:
+    rebind(BELL, "vfio-pci")
+    patient = Machine().examine()["vfio"].as_dict()
+    group = os.path.basename(os.readlink(PCI / BELL / "iommu_group"))
+    assert patient["usable"] and f"vfio:{BELL}: vfio-pci, /dev/vfio/{group}" in patient["has"], patient
+    for slot in (BELL, CARD, *TOGETHER):
+        unbind(slot)
+    cure = "modprobe vfio-pci; driverctl set-override SLOT vfio-pci"
+    assert Machine().examine()["vfio"].lacks == [("no device is bound to vfio-pci", cure)]
+
+
 def huge_pages() -> None:
     from rpmsgx.memory.hugepages import map_hugepages
 
@@ -250,6 +434,15 @@ CASES = (
     messages_by_interrupts,
     a_device_goes_under_a_waiter,
     the_doctor,
+    a_thousand_by_msix,
+    a_thousand_by_msi,
+    a_thousand_by_intx,
+    rings_that_nobody_has_seen_are_counted,
+    a_board_with_vfio,
+    what_vfio_refuses,
+    who_has_no_permission_for_vfio_is_told,
+    vfio_is_asked_for_a_device,
+    the_doctor_knows_vfio,
     huge_pages,
 )
 
