@@ -83,6 +83,7 @@ LEFT_OUT = {
     "tests/hostile/test_modern_hostile.py::test_a_file_that_is_truncated": "the same",
     "tests/hostile/test_vhost_user_hostile.py": "qemu-user has no io_setup(2)",
     "tests/unit/test_backends.py::test_too_few_huge_pages": "qemu-user refuses MFD_HUGETLB",
+    "tests/unit/test_backends.py::test_what_vfio_lacks": "qemu-user knows no ioctl of VFIO",
     "tests/unit/test_memfd_link.py::test_a_bad_handover_is_refused_and_leaves_nothing": "qemu-user loses MSG_CTRUNC",
     "tests/unit/test_vhost_user_link.py::test_an_eventfd_is_rung_without_being_written": "qemu-user has no io_setup(2)",
     # Random, or very many of the same: half a minute each, emulated.
