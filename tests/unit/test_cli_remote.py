@@ -243,7 +243,7 @@ def test_a_life_that_begins_with_the_same_words(board: str, socket: str, capsys:
         said(rproc, "sample: up\n")
         host.look()
         os.kill(remote_pid(socket), signal.SIGSEGV)
-        while not rproc.crash_count:
+        while not rproc.crash_count or rproc.state != "running":  # it may be seen before it is recovered from
             rproc.poll(0.1)
         said(rproc, "sample: up\n")
         host.look()
