@@ -17,9 +17,10 @@ from typing import Any, Literal, TypeVar
 from rpmsgx.char.control import Control, Gone, open_node
 from rpmsgx.char.devices import ANY, CHRDEV, TAKEN, TTY, Device, Node, address, device, devices, is_within, places
 from rpmsgx.char.endpoint import Endpoint, TtyChannel
-from rpmsgx.char.shared import Shared, deadline, left, wait
+from rpmsgx.char.shared import Shared, wait
 from rpmsgx.char.uevent import watch
 from rpmsgx.errors import ChannelRemoved, StateError, Timeout
+from rpmsgx.notify.deadline import deadline, left
 from rpmsgx.notify.timer import Timer
 
 T = TypeVar("T")

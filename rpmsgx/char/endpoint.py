@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Never
 
 from rpmsgx.char.control import destroy
 from rpmsgx.char.devices import ANY
-from rpmsgx.char.shared import Shared, deadline, left, wait
+from rpmsgx.char.shared import Shared, wait
 from rpmsgx.errors import ChannelRemoved, Closed, MessageSize, NoPeer, StateError, Timeout
+from rpmsgx.notify.deadline import deadline, left
 from rpmsgx.notify.timer import Timer
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What buses and endpoints have in common: descriptors that several threads use, deadlines, the end of it all."""
+"""What buses and endpoints have in common: descriptors that several threads use, waiting, the end of it all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import os
 import select
 import threading
-import time
 from typing import Self
 
 from rpmsgx.errors import Closed, StateError
@@ -85,20 +84,6 @@ class Shared:
 
     def __reduce__(self) -> str:
         raise TypeError(f"the {self._what} cannot be pickled: it belongs to this process")
-
-
-def deadline(timeout: float | None) -> float | None:
-    """When `timeout` seconds are over; None: never."""
-    if timeout is None:
-        return None
-    if not timeout >= 0:
-        raise ValueError(f"timeout must be None or at least 0 seconds, not {timeout!r}")
-    return time.monotonic() + timeout
-
-
-def left(end: float | None) -> float | None:
-    """Seconds until `end`, at least 0; None: for ever."""
-    return None if end is None else max(0.0, end - time.monotonic())
 
 
 def wait(seconds: float | None, step: float | None, *fds: int, events: tuple[int, int] | None = None) -> None:

@@ -84,9 +84,9 @@ class VfioDevice:
 
     def __init__(self, slot: str, *, sysfs: str = "/sys", dev: str = "/dev") -> None:
         self.slot = slot
-        self.sysfs = f"{sysfs}/bus/pci/devices/{slot}"
         self._fd = -1
         found = place(slot, sysfs)
+        self.sysfs = found.sysfs
         self._check(found, sysfs)
         noiommu = f"{dev}/vfio/noiommu-{found.group}"
         unsafe = os.path.exists(noiommu)

@@ -21,6 +21,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from rpmsgx.errors import ChannelRemoved, Closed, StateError, Timeout
+from rpmsgx.notify.deadline import deadline, left
 from rpmsgx.notify.watch import Watch
 from rpmsgx.remoteproc.lifecycle import Decision, Event, State, Work, decide
 from rpmsgx.remoteproc.platform import Image, Platform, open_platform
@@ -698,14 +699,13 @@ class Remoteproc:
         Waits up to `timeout` seconds (None: for ever) for the first; returns how many things were dealt with. Errors of
         boots and recoveries are kept for the next call that needs the remote.
         """
-        deadline = _deadline(timeout)
+        end = deadline(timeout)
         while True:
             self._check_usable()
             done = self._act() + self._poll_buses()
-            left = None if deadline is None else deadline - time.monotonic()
-            if done or (left is not None and left <= 0):
+            if done or left(end) == 0:
                 return done
-            self._wait(left)
+            self._wait(left(end))
 
     def _poll_buses(self) -> int:
         with self._lock:
@@ -774,17 +774,18 @@ class Remoteproc:
         A remote that waits for its firmware or its service, or recovers, is waited for. One that announces nothing at
         first is kicked again now and then: it may not have listened yet.
         """
-        deadline = _deadline(timeout)
+        end = deadline(timeout)
         met = False
         while True:
             self._act()
-            left = KICK_INTERVAL if deadline is None else deadline - time.monotonic()
+            time_left = left(end)
+            step = KICK_INTERVAL if time_left is None else min(time_left, KICK_INTERVAL)
             waiting = self.waiting_for
             if waiting is not None and self._error is None:
-                if left <= 0:
+                if time_left == 0:
                     raise Timeout(f"{self.name} is {self.state} and waits for {waiting}: no {service_name!r} within "
                                   f"{timeout} s")  # fmt: skip
-                self._wait(None if deadline is None else left)
+                self._wait(time_left)
                 continue
             try:
                 bus = self.bus
@@ -794,9 +795,9 @@ class Remoteproc:
                 raise
             met = True
             try:
-                endpoint = bus.open(service_name, timeout=max(0.0, min(left, KICK_INTERVAL)))
+                endpoint = bus.open(service_name, timeout=step)
             except Timeout as error:
-                if deadline is not None and time.monotonic() >= deadline:
+                if left(end) == 0:
                     said = str(error).partition("; ")[2]
                     raise Timeout(f"{self.name} did not announce {service_name!r} within {timeout} s; {said}") from None
                 if not bus.channels:
@@ -845,11 +846,3 @@ def _one_of(what: str, value: str, choices: Any) -> Any:
     if value not in get_args(choices):
         raise ValueError(f"{what} is {value!r}, not one of {', '.join(map(repr, get_args(choices)))}")
     return value
-
-
-def _deadline(timeout: float | None) -> float | None:
-    if timeout is None:
-        return None
-    if not timeout >= 0:
-        raise ValueError(f"timeout must be None or at least 0 seconds, not {timeout!r}")
-    return time.monotonic() + timeout

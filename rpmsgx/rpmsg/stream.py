@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import struct
-import time
 from collections import deque
 from contextlib import suppress
 from io import BytesIO
@@ -16,6 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Self
 
 from rpmsgx.errors import ChannelRemoved, Closed, Error, MessageSize, NoPeer, PeerError, StateError, Timeout
+from rpmsgx.notify.deadline import deadline, left
 from rpmsgx.notify.doorbell import readable
 
 if TYPE_CHECKING:
@@ -381,11 +381,9 @@ class _Call:
     """A call of a stream: its turn, its time, and how it waits."""
 
     def __init__(self, stream: Stream, timeout: float | None) -> None:
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"timeout must be None or at least 0 seconds, not {timeout!r}")
         self._stream = stream
         self._timeout = timeout
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._deadline = deadline(timeout)
         self._spare = SPARE
         self._fd = -1  # of the endpoint, where nothing had come: it fires once a buffer is there that is refused now
 
@@ -412,19 +410,19 @@ class _Call:
 
     def pull(self, lacks: str, *, stuck: bool) -> None:
         """Take a frame, waiting for one; where this end is `stuck`, for a buffer too. Returns early at will."""
-        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        if left == 0:
+        time_left = left(self._deadline)
+        if time_left == 0:
             self._spare -= 1
             if self._spare < 0:
                 raise self._late(lacks)
         fd, self._fd = self._fd, -1
         if stuck and fd >= 0:  # a buffer was refused since: nothing may come between that and this
-            readable(fd, left)
+            readable(fd, time_left)
             return
         try:
-            self.take(0 if stuck else left)
+            self.take(0 if stuck else time_left)
         except Timeout:
-            if not stuck or left == 0:
+            if not stuck or time_left == 0:
                 raise self._late(lacks) from None
             self._fd = self._stream.endpoint.fileno()
 

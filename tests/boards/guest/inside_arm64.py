@@ -10,15 +10,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-import traceback
 from pathlib import Path
 
-from cases import WAIT, refused, tell
+from cases import WAIT, echoes_between_two_processes, refused, tell
 
 import rpmsgx
 from rpmsgx.cli.doctor import Machine
-from rpmsgx.errors import ChannelRemoved, ResourceError
+from rpmsgx.errors import ChannelRemoved
 from rpmsgx.memory.devmem import map_devmem
 from rpmsgx.memory.space import AddressSpace
 from rpmsgx.memory.uio import find, map_uio
@@ -84,35 +82,7 @@ def interrupted() -> int:
 
 def messages_by_interrupts() -> None:
     """Two processes on device memory. A ring of one wakes both."""
-    child = os.fork()
-    if child == 0:
-        try:
-            with rpmsgx.open("uio:mailbox:shm", "device", create=True, doorbell=doorbell()) as remote:
-                service = remote.create_endpoint("rpmsg-raw")
-                for _ in range(300):
-                    data, source = service.recv_from(timeout=WAIT)
-                    service.send_to(data[::-1], source)
-                service.recv_from(timeout=WAIT)
-            os._exit(0)
-        finally:
-            traceback.print_exc()
-            os._exit(1)
-    deadline = time.monotonic() + WAIT
-    while True:
-        try:
-            host = rpmsgx.open("uio:mailbox:shm", "driver", doorbell=doorbell())
-            break
-        except ResourceError:  # no table yet
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    with host:
-        endpoint = host.open("rpmsg-raw", timeout=WAIT)
-        for number in range(300):
-            message = os.urandom(1 + number % endpoint.mtu)
-            endpoint.send(message)
-            assert endpoint.recv(timeout=WAIT) == message[::-1]
-        endpoint.send(b"done")
-        assert os.waitpid(child, 0)[1] == 0
+    echoes_between_two_processes("uio:mailbox:shm", doorbell)
 
 
 def messages_without_interrupts() -> None:

@@ -11,15 +11,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-import traceback
 from contextlib import closing
 from pathlib import Path
 
-from cases import WAIT, refused, tell
+from cases import WAIT, child, echoes_between_two_processes, ended_well, refused, tell
 
-import rpmsgx
 from rpmsgx.cli.doctor import Machine
-from rpmsgx.errors import ResourceError, StateError
+from rpmsgx.errors import StateError
 from rpmsgx.memory.devmem import map_devmem
 from rpmsgx.memory.pci import map_bar
 from rpmsgx.memory.region import Region
@@ -144,35 +142,27 @@ def uio_gives_the_same_memory() -> None:
 def who_has_no_permission_is_told() -> None:
     path = bind(EDU, "uio_pci_generic")
     os.chown(path, 0, NOBODY)
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-            with refused(f"{path}: Permission denied; run as root, or let your group have it with a udev rule"):
-                map_uio("edu", path, PAGE)
-            with refused("/dev/mem: Permission denied; run as root"):
-                map_devmem("mem", physical(EDU, 0), PAGE)
-            os._exit(0)
-        finally:
-            traceback.print_exc()
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
+
+    def denied() -> None:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        with refused(f"{path}: Permission denied; run as root, or let your group have it with a udev rule"):
+            map_uio("edu", path, PAGE)
+        with refused("/dev/mem: Permission denied; run as root"):
+            map_devmem("mem", physical(EDU, 0), PAGE)
+
+    ended_well(child(denied))
     os.chmod(path, 0o660)
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-            map_uio("edu", path, PAGE).close()
-            with refused("config: Permission denied"):  # uio_pci_generic needs it for interrupts
-                UioDoorbell(path)
-            os._exit(0)
-        finally:
-            traceback.print_exc()
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
+
+    def allowed() -> None:
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        map_uio("edu", path, PAGE).close()
+        with refused("config: Permission denied"):  # uio_pci_generic needs it for interrupts
+            UioDoorbell(path)
+
+    ended_well(child(allowed))
 
 
 def interrupts() -> None:
@@ -201,38 +191,7 @@ def a_device_without_interrupt() -> None:
 def messages_by_interrupts() -> None:
     """A host and a remote, two processes: rings and buffers in the BAR, each rings by a register and waits in UIO."""
     edu, memory = bind(EDU, "uio_pci_generic"), bind(IVSHMEM, "hilscher")
-    url = f"uio:{memory}:1"
-    child = os.fork()
-    if child == 0:
-        try:
-            with rpmsgx.open(url, "device", create=True, doorbell=doorbell(edu)) as remote:
-                service = remote.create_endpoint("rpmsg-raw")
-                for _ in range(300):
-                    data, source = service.recv_from(timeout=WAIT)
-                    service.send_to(data[::-1], source)
-                service.recv_from(timeout=WAIT)
-            os._exit(0)
-        finally:
-            traceback.print_exc()
-            os._exit(1)
-    deadline = time.monotonic() + WAIT
-    while True:
-        try:
-            host = rpmsgx.open(url, "driver", doorbell=doorbell(edu))
-            break
-        except ResourceError:  # no table yet
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    with host:
-        endpoint = host.open("rpmsg-raw", timeout=WAIT)
-        begin = time.monotonic()
-        for number in range(300):
-            message = os.urandom(1 + number % endpoint.mtu)
-            endpoint.send(message)
-            assert endpoint.recv(timeout=WAIT) == message[::-1]
-        assert time.monotonic() - begin < 60
-        endpoint.send(b"done")
-        assert os.waitpid(child, 0)[1] == 0
+    echoes_between_two_processes(f"uio:{memory}:1", lambda: doorbell(edu))
     unbind(IVSHMEM)
 
 
@@ -366,19 +325,14 @@ def what_vfio_refuses() -> None:
 
 
 def who_has_no_permission_for_vfio_is_told() -> None:
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-            with refused(f"{BELL}: /dev/vfio/[0-9]+: Permission denied; run as root, or let your group have it with a"):
-                VfioDevice(BELL)
-            os._exit(0)
-        finally:
-            traceback.print_exc()
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
+    def denied() -> None:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        with refused(f"{BELL}: /dev/vfio/[0-9]+: Permission denied; run as root, or let your group have it with a"):
+            VfioDevice(BELL)
+
+    ended_well(child(denied))
 
 
 def vfio_is_asked_for_a_device() -> None:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import sim_firmware
+from inside_remoteproc import child, ended_well
 
 import rpmsgx
 from rpmsgx.char import Bus, Endpoint, TtyChannel, uevent
@@ -761,13 +762,13 @@ def not_root(_: str = "") -> None:
                 with raises(PermissionError, "only root can announce"):
                     bus.create_endpoint(OTHER)
 
-        child(denied)
+        ended_well(child(denied))
         assert nodes() == before
         for node in before:
             os.chmod(f"/dev/{node}", 0o666)
-        child(allowed)
+        ended_well(child(allowed))
         (made,) = nodes() - before
-        with thread(lambda: child(lambda: by_udev(made))):  # what that left is given away a moment later
+        with thread(lambda: ended_well(child(lambda: by_udev(made)))):  # what that left is given away a moment later
             time.sleep(0.2)
             os.chmod(f"/dev/{made}", 0o666)
 
@@ -781,21 +782,6 @@ def by_udev(made: str) -> None:
     os.setresuid(NOBODY, NOBODY, NOBODY)
     with rpmsgx.open("char:") as bus, bus.open(OTHER) as endpoint:
         echoes(endpoint, b"by udev")
-
-
-def child(work: Callable[[], object]) -> None:
-    """Run `work` in a forked process; it must end well."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except BaseException as error:
-            print(f"child: {error!r}", flush=True)
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def two_links(_: str = "") -> None:
