@@ -290,7 +290,8 @@ class Ends(Platform):
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
-        self._jobs: list[str] = []
+        self._stopping = threading.Event()
+        self._withdrawn: list[str] = []
 
     def image(self, firmware: str | None) -> Image:
         return EndsImage(self.table)
@@ -301,12 +302,13 @@ class Ends(Platform):
 
     def start(self, entry: int) -> None:
         self._ready.clear()
+        self._stopping.clear()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
         self._ready.wait(TIMEOUT)
 
     def withdraw(self, name: str) -> None:
-        self._jobs.append(name)
+        self._withdrawn.append(name)
         os.eventfd_write(self._wake, 1)
 
     def _work(self) -> None:
@@ -325,11 +327,11 @@ class Ends(Platform):
         poll = select.poll()
         for fd in (self._wake, *(bus.fileno() for bus in buses)):
             poll.register(fd, select.POLLIN)
-        while "stop" not in self._jobs:
+        while not self._stopping.is_set():
             for bus in buses:
                 bus.poll()
-            while self._jobs:
-                endpoints.pop(self._jobs.pop()).close()
+            while self._withdrawn:
+                endpoints.pop(self._withdrawn.pop()).close()
             poll.poll()
             try:
                 os.eventfd_read(self._wake)
@@ -349,9 +351,9 @@ class Ends(Platform):
     def stop(self) -> None:
         thread, self._thread = self._thread, None
         if thread is not None:
-            self.withdraw("stop")
+            self._stopping.set()
+            os.eventfd_write(self._wake, 1)
             thread.join(TIMEOUT)
-            self._jobs.clear()
 
     def detach(self, timeout: float = 1.0) -> None:
         """Its ends see the reset by themselves."""

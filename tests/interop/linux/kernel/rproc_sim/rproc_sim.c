@@ -9,6 +9,7 @@
  *   write  the notify id of a virtqueue that it kicks, 0xffffffTT: report a crash of type TT (enum rproc_crash_type), or
  *          STOPPED or DETACHED: it has seen that, and lets go of all memory
  *   mmap   physical memory, from offset = physical address: a core is a bus master
+ *   fsync  wait until the kernel has dealt with the crashes reported so far
  *
  * Attribute `memory` of platform device rproc-sim.N: "PA DA SIZE" of the memory that firmware is loaded to.
  */
@@ -25,6 +26,7 @@
 #include <linux/remoteproc.h>
 #include <linux/sizes.h>
 #include <linux/uaccess.h>
+#include <linux/workqueue.h>
 
 #define RPROC_SIM_MAX		4
 #define RPROC_SIM_DA		0x10000000
@@ -324,6 +326,12 @@ static int rproc_sim_mmap(struct file *file, struct vm_area_struct *vma)
 	return remap_pfn_range(vma, vma->vm_start, vma->vm_pgoff, vma->vm_end - vma->vm_start, vma->vm_page_prot);
 }
 
+static int rproc_sim_fsync(struct file *file, loff_t start, loff_t end, int datasync)
+{
+	flush_work(&rproc_sim_of(file)->rproc->crash_handler);
+	return 0;
+}
+
 /* An open file pins the module and with it the devices: they go at its exit only. */
 static const struct file_operations rproc_sim_fops = {
 	.owner = THIS_MODULE,
@@ -331,6 +339,7 @@ static const struct file_operations rproc_sim_fops = {
 	.write = rproc_sim_write,
 	.poll = rproc_sim_poll,
 	.mmap = rproc_sim_mmap,
+	.fsync = rproc_sim_fsync,
 	.llseek = noop_llseek,
 };
 
