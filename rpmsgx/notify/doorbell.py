@@ -13,12 +13,15 @@ class Doorbell:
     """Base of all doorbells. Each has a `fileno()`; this `kick()` rings nobody.
 
     `kick_fd`, where it is not negative, lets the bus ring without a Python call: 8 bytes to an eventfd
-    (`kick_socket` false), or one byte to a stream socket (`kick_socket` true). `connected` says whether there is a
-    peer, `lost` counts how often one went away, `rang` whether this one has rung yet. Thread-safe.
+    (`kick_socket` false), or one byte to a stream socket (`kick_socket` true). From `drain_fd`, where that is not
+    negative, it reads rings in the same way: bytes of a stream socket, of which `drain()` need not know. `connected`
+    says whether there is a peer, `lost` counts how often one went away, `rang` whether this one has rung yet.
+    Thread-safe.
     """
 
     kick_fd = -1
     kick_socket = False
+    drain_fd = -1
     connected = True
     lost = 0
     rang = True
@@ -31,7 +34,7 @@ class Doorbell:
         """Ring the peer for the vring with this `notifyid`. Never blocks, never raises because of the peer."""
 
     def drain(self) -> None:
-        """Clear what made `fileno()` readable; bring `connected`, `lost`, `rang` and `kick_fd` up to date."""
+        """Clear what made `fileno()` readable; bring the attributes up to date."""
 
     def close(self) -> None:
         """Give up the descriptors. Idempotent."""

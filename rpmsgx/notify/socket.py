@@ -246,6 +246,7 @@ class SocketDoorbell(Doorbell):
                     size = peer.recv_into(self._piece)
                     if size:
                         self.rang = True
+                        self.drain_fd = self.kick_fd
                     if size < _PIECE:
                         break
             except BlockingIOError:
@@ -273,7 +274,7 @@ class SocketDoorbell(Doorbell):
     def _lose(self) -> None:
         self.connected = self.rang = False
         self.lost += 1
-        self.kick_fd = -1
+        self.kick_fd = self.drain_fd = -1
         self._meeting.drop()
 
     def close(self) -> None:
@@ -285,7 +286,7 @@ class SocketDoorbell(Doorbell):
 
     def _close(self) -> None:
         self.connected = self.rang = False
-        self.kick_fd = -1
+        self.kick_fd = self.drain_fd = -1
         self._meeting.close()
         self._epoll.close()
 

@@ -6,7 +6,7 @@ from cpython.pythread cimport PyThread_type_lock
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from rpmsgx.rpx cimport (
-    rpx_dev, rpx_drv, rpx_drv_slot, rpx_mem, rpx_msg, rpx_region, rpx_rx, rpx_tx, rpx_txbuf
+    rpx_dev, rpx_drv, rpx_drv_slot, rpx_mem, rpx_msg, rpx_region, rpx_rx, rpx_tx, rpx_txbuf, rpx_w32
 )
 
 
@@ -21,6 +21,13 @@ cdef struct AddrMap:
 cdef struct Entry:
     PyObject *data  # bytes, owned
     uint32_t src
+
+
+# Memory that says whether a session holds (rpmsgx.virtio.link.Word).
+cdef struct Word:
+    const rpx_w32 *at
+    uint32_t mask
+    uint32_t value
 
 
 # Why a message was dropped, by count.
@@ -71,6 +78,7 @@ cdef class Bus:
     cdef Endpoint last          # one-entry cache in front of the map
     cdef AddrMap map
     cdef int kick_fd
+    cdef int drain_fd
     cdef bint kick_socket
     cdef bint exposed           # a descriptor was handed out, so notifications stay on
     cdef uint32_t ticks
@@ -85,6 +93,8 @@ cdef class Bus:
     cdef rpx_dev dev_tx
     cdef rpx_mem mem
     cdef rpx_region *regions
+    cdef Word *agreed           # what the peer wrote that makes the session
+    cdef uint32_t n_agreed
     cdef void *arena            # every private array of a session
     cdef uint16_t first_avail   # device: avail.idx less used.idx when the session began
     # A message that waits for its endpoint to have room (overflow="block").

@@ -86,6 +86,7 @@ cdef extern from "sys/socket.h" nogil:
         MSG_DONTWAIT
         MSG_NOSIGNAL
     Py_ssize_t send(int, const void *, size_t, int)
+    Py_ssize_t recv(int, void *, size_t, int)
 
 __all__ = ["ANY", "Bus", "Channel", "Claim", "Endpoint", "Hold"]
 
@@ -226,7 +227,7 @@ cdef class Bus:
     """
 
     def __cinit__(self) -> None:
-        self.kick_fd = self.wake_fd = self.again_fd = self.pend_fd = -1
+        self.kick_fd = self.drain_fd = self.wake_fd = self.again_fd = self.pend_fd = -1
         self.pump_epoll = self.bus_epoll = self.doorbell_fd = -1
         self.state = CLOSED
         self.mem.count = 0
@@ -257,7 +258,7 @@ cdef class Bus:
         self.state = OPEN
         buses.add(self)
         try:
-            bus_refresh_kick(self)
+            bus_refresh_doorbell(self)
             bus_session_check(self, start)
         except BaseException:
             self.state = CLOSED
@@ -270,6 +271,7 @@ cdef class Bus:
         addrmap_free(&self.map)
         free(self.arena)
         free(self.regions)
+        free(self.agreed)
 
     def __reduce__(self):
         raise TypeError("a bus cannot be pickled: it belongs to this process")

@@ -9,22 +9,33 @@ cdef int bus_service(Bus bus) except -1:
     """Look at the doorbell: clear it, and see whether the peer has come, gone or reset."""
     if bus.state != OPEN and bus.state != BROKEN:
         return 0
-    try:
-        bus.doorbell.drain()
-    except BaseException:
-        if bus.state == CLOSED:  # closed under our hands by another thread
-            return 0
-        raise
+    if not (bus_only_rang(bus) and bus.up and bus_agrees(bus)):
+        try:
+            bus.doorbell.drain()
+        except BaseException:
+            if bus.state == CLOSED:  # closed under our hands by another thread
+                return 0
+            raise
+        bus_refresh_doorbell(bus)
+        bus_session_check(bus, True)
     if bus.exposed:
         clear_fd(bus.again_fd)
-    bus_refresh_kick(bus)
-    bus_session_check(bus, True)
     if bus.up:
         if bus.announce:
             bus_flush_announce(bus)
         if (bus.tx_waiters or bus.tx_wanted) and rpx_tx_pending(&bus.tx):
             bus_buffer_free(bus)
     return 0
+
+
+cdef bint bus_only_rang(Bus bus) noexcept:
+    """Clear the doorbell without a Python call, if that is possible. True: rings were all there was."""
+    cdef char rings[4096]
+    cdef Py_ssize_t size
+    if bus.drain_fd < 0:
+        return False
+    size = recv(bus.drain_fd, rings, sizeof(rings), MSG_DONTWAIT)
+    return 0 < size < <Py_ssize_t>sizeof(rings)
 
 
 cdef int bus_tick(Bus bus) except -1:

@@ -2,20 +2,24 @@
 # to tell; it gives plain places (buffer, offset), which are checked and become pointers here and nowhere else.
 
 
-cdef int bus_refresh_kick(Bus bus) except -1:
+cdef int bus_refresh_doorbell(Bus bus) except -1:
     bus.kick_fd = bus.doorbell.kick_fd
     bus.kick_socket = bus.doorbell.kick_socket
+    bus.drain_fd = bus.doorbell.drain_fd
     return 0
 
 
-cdef bint bus_alive(Bus bus) except -1:
-    """Whether the session that is there still holds.
+cdef bint bus_agrees(Bus bus) noexcept:
+    """Whether the memory says that the session that is there still holds.
 
     A driver that has set up the rings again before anybody looked shows by used.idx, which only a device writes.
     """
-    return bus.link.alive() and (bus.rx.dev == NULL or
-                                 rpx_ring_used_idx(&bus.dev_rx.ring) == bus.dev_rx.used_pub and
-                                 rpx_ring_used_idx(&bus.dev_tx.ring) == bus.dev_tx.used_pub)
+    cdef uint32_t i
+    for i in range(bus.n_agreed):
+        if rpx_get32(bus.agreed[i].at, False) & bus.agreed[i].mask != bus.agreed[i].value:
+            return False
+    return bus.rx.dev == NULL or (rpx_ring_used_idx(&bus.dev_rx.ring) == bus.dev_rx.used_pub and
+                                  rpx_ring_used_idx(&bus.dev_tx.ring) == bus.dev_tx.used_pub)
 
 
 cdef int bus_session_check(Bus bus, bint kick) except -1:
@@ -24,7 +28,7 @@ cdef int bus_session_check(Bus bus, bint kick) except -1:
         return 0
     bus.checking = True
     try:
-        if (bus.up or bus.state == BROKEN) and not bus_alive(bus):
+        if (bus.up or bus.state == BROKEN) and not (bus_agrees(bus) and bus.link.alive()):
             bus_session_over(bus)
         if not bus.up and bus.state == OPEN:
             session = bus.link.session()
@@ -100,6 +104,19 @@ cdef int bus_session_rings(Bus bus, session) except -1:
         bus_session_driver(bus, session, &rx, &tx)
     else:
         bus_session_device(bus, session, &rx, &tx)
+    bus_session_agreed(bus, session.agreed)
+    return 0
+
+
+cdef int bus_session_agreed(Bus bus, tuple agreed) except -1:
+    cdef uint32_t i
+    free(bus.agreed)
+    bus.agreed = <Word *>calloc(max(1, len(agreed)), sizeof(Word))
+    if bus.agreed == NULL:
+        raise MemoryError()
+    for i, (buffer, offset, mask, value) in enumerate(agreed):
+        bus.agreed[i] = Word(<const rpx_w32 *>bus_locate(bus, buffer, offset, 4), mask, value)
+    bus.n_agreed = <uint32_t>len(agreed)
     return 0
 
 
@@ -201,7 +218,7 @@ cdef int bus_session_over(Bus bus) except -1:
         bus.state = OPEN
         if bus.link.ended:
             bus.state = DEAD
-            bus.kick_fd = -1
+            bus.kick_fd = bus.drain_fd = -1
             bus.link.hang_up()  # the peer may have touched nothing that is missing: it shall know all the same
     bus.epoch += 1
     for channel in list(bus.channel_list):
@@ -216,6 +233,7 @@ cdef int bus_session_over(Bus bus) except -1:
 cdef int bus_session_drop(Bus bus) except -1:
     # The memory stays exported as long as somebody else holds the list: a loan, or a thread that spins.
     bus.up = False
+    bus.n_agreed = 0
     bus.status = NULL
     bus.lost = NULL
     bus.views = []
@@ -239,7 +257,7 @@ cdef int bus_check_lost(Bus bus) except -1:
 cdef int bus_peer_broke(Bus bus, int error) except -1:
     """A ring call returned `error`. Raises PeerError, unless it was a reset seen half way."""
     cdef uint64_t epoch = bus.epoch
-    if not bus_alive(bus):
+    if not (bus_agrees(bus) and bus.link.alive()):
         if bus.epoch == epoch:
             bus_session_over(bus)
         return 0

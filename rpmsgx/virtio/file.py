@@ -18,7 +18,7 @@ from rpmsgx.memory.region import Region, hex_range
 from rpmsgx.memory.space import AddressSpace
 from rpmsgx.notify.socket import SocketDoorbell
 from rpmsgx.notify.timer import PolledDoorbell
-from rpmsgx.virtio.link import DRIVER_OK, F_BUFSZ, VdevLink
+from rpmsgx.virtio.link import F_BUFSZ, VdevLink
 from rpmsgx.virtio.modern import BLOCK_SIZE, ModernLayout, ModernLink, check_block
 from rpmsgx.virtio.table import ADDR_ANY, LITTLE, VIRTIO_ID_RPMSG, VdevView, parse, vring_size
 
@@ -63,7 +63,7 @@ class FileLink(VdevLink):
                 doorbell.close()
             file.close()
             raise
-        self._polled = bell is None
+        self._polled = self.device_resets = bell is None
 
     def _open_file(self, role: Role, *, make: bool = False, replace: bool = False) -> _File:
         return _File(self._path, role, self._layout, make=make, replace=replace)
@@ -82,13 +82,6 @@ class FileLink(VdevLink):
     @property
     def gone(self) -> str:  # type: ignore[override]
         return "the shared file was truncated" if self.ended else "the peer closed it, died, or was reset"
-
-    def alive(self) -> bool:
-        if self._closed:
-            return False
-        if self.role == "driver" and self._polled and not self._vdev.status & DRIVER_OK:
-            return False  # the device has no other way to say that it went
-        return super().alive()
 
     def close(self) -> None:
         if self._closed:
@@ -111,9 +104,6 @@ class ModernFileLink(FileLink, ModernLink):
 
     def _open_file(self, role: Role, *, make: bool = False, replace: bool = False) -> _File:
         return _ModernFile(self._path, role, self._layout, make=make, replace=replace)
-
-    def alive(self) -> bool:
-        return ModernLink.alive(self)  # the device's word says when it went, doorbell or not
 
 
 class _File:

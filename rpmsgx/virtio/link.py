@@ -10,6 +10,7 @@ piece each, no FEATURES_OK step (3.1.2).
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -35,6 +36,8 @@ F_VERSION_1 = 1 << 32
 SUPPORTED = F_NS | F_INDIRECT_DESC | F_EVENT_IDX
 
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
+
+_OK = int.from_bytes(bytes((DRIVER_OK, 0, 0, 0)), sys.byteorder)  # in the word that begins with the status byte
 
 BUFFER_SIZE = 512  # bytes of an rpmsg buffer, header included (Linux, OpenAMP)
 BUFFER_MIN, BUFFER_MAX = 16, 65552  # the header; with the longest message that it can tell of, a multiple of 16
@@ -74,6 +77,15 @@ class Pool(NamedTuple):
     count: int  # type: ignore[assignment]
 
 
+class Word(NamedTuple):
+    """32 aligned bits at `offset` of `buffer`, in this machine's byte order, which are `value` under `mask`."""
+
+    buffer: object
+    offset: int
+    mask: int
+    value: int
+
+
 class Session(NamedTuple):
     """What holds from DRIVER_OK until the end of it. `rx` and `tx` are seen from this end."""
 
@@ -82,6 +94,7 @@ class Session(NamedTuple):
     rx_pool: Pool | None = None  # driver
     tx_pool: Pool | None = None
     regions: tuple[tuple[object, int, int, int], ...] = ()  # device: (buffer, offset, address, size)
+    agreed: tuple[Word, ...] = ()  # once one of them has changed, it is over
     status: tuple[object, int] | None = None  # the device status byte: (buffer, offset)
     driver_status: int = 0  # driver: what it writes there once everything is in place
     name_service: bool = True
@@ -112,7 +125,7 @@ class Link:
         raise NotImplementedError
 
     def alive(self) -> bool:
-        """Whether the session that was handed out last still holds."""
+        """Whether the session that was handed out last still holds, as far as its `agreed` does not tell."""
         raise NotImplementedError
 
     def present(self) -> bool:
@@ -209,6 +222,8 @@ class VdevLink(Link):
     and a device uses them once it was rung on this one: a DRIVER_OK that it finds may be of the one before.
     """
 
+    device_resets = False  # a device that goes has no other way to say so than to put the status back
+
     def __init__(
         self,
         role: Role,
@@ -236,7 +251,6 @@ class VdevLink(Link):
         self._resume = resume
         self._lost = doorbell.lost
         self._closed = False
-        self._agreed: list[int] = []
         self.named = named or {}
         self._attach(space, region, offset, buffers, table_end)
 
@@ -296,6 +310,7 @@ class VdevLink(Link):
             tx=rings[1],
             rx_pool=pools[0],
             tx_pool=pools[1],
+            agreed=(self._word(24, _OK, _OK),) if self.device_resets else (),
             status=self._status(),
             driver_status=ACKNOWLEDGE | DRIVER | DRIVER_OK,
             name_service=bool(features & F_NS),
@@ -307,13 +322,14 @@ class VdevLink(Link):
         )
 
     def _device_session(self, features: int) -> Session:
-        self._agreed = self._agreement()
+        agreed = self._agreement()
         features &= self._vdev.dfeatures
         rings = self._rings()
         return Session(
             rx=rings[1],
             tx=rings[0],
             regions=self._granted(rings),
+            agreed=agreed,
             status=self._status(),
             name_service=bool(features & F_NS),
             event_idx=bool(features & F_EVENT_IDX),
@@ -367,14 +383,17 @@ class VdevLink(Link):
         return self._region.lost
 
     def alive(self) -> bool:
-        if self._closed or self.ended or self._lost != self.doorbell.lost:
-            return False
-        return self.role == "driver" or bool(self._vdev.status & DRIVER_OK and self._agreed == self._agreement())
+        return not (self._closed or self.ended or self._lost != self.doorbell.lost)
 
-    def _agreement(self) -> list[int]:
-        """What the driver chose: the accepted features, and where the rings are. Read in words, for device memory."""
-        words = self._region.view[self._offset + 16 : self._offset + 68].cast("I").tolist()
-        return words[:1] + words[3:]
+    def _agreement(self) -> tuple[Word, ...]:
+        """What the driver chose: the accepted features, where the rings are, and DRIVER_OK."""
+        words = self._region.view[self._offset : self._offset + 68].cast("I")
+        chosen = (self._word(at, 0xFFFFFFFF, words[at // 4]) for at in (16, *range(28, 68, 4)))
+        return self._word(24, _OK, _OK), *chosen
+
+    def _word(self, at: int, mask: int, value: int) -> Word:
+        """The one `at` bytes into the vdev entry."""
+        return Word(self._region.buffer, self._offset + at, mask, value)
 
     def close(self) -> None:
         if self._closed:

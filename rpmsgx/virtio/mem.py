@@ -14,7 +14,7 @@ from rpmsgx.memory.space import AddressSpace
 from rpmsgx.notify.doorbell import Doorbell
 from rpmsgx.notify.timer import PolledDoorbell
 from rpmsgx.virtio.file import check_table
-from rpmsgx.virtio.link import DRIVER_OK, VdevLink
+from rpmsgx.virtio.link import VdevLink
 
 if TYPE_CHECKING:
     from rpmsgx.memory.region import Kind, Region
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 class RegionLink(VdevLink):
     """One end of a link in `region`, whose da is 0. It owns region and doorbell, even if it cannot be made of them."""
+
+    device_resets = True
 
     def __init__(
         self, role: Role, url: str, region: Region, *, layout: Layout, doorbell: Doorbell, create: bool
@@ -51,10 +53,6 @@ class RegionLink(VdevLink):
             doorbell.close()
             region.close()
             raise
-
-    def alive(self) -> bool:
-        # A device that ends puts the status back: it has no other way to say so.
-        return super().alive() and (self.role == "device" or bool(self._vdev.status & DRIVER_OK))
 
     def close(self) -> None:
         if self._closed:

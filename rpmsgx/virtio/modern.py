@@ -32,6 +32,7 @@ from rpmsgx.virtio.link import (
     Ring,
     Session,
     VdevLink,
+    Word,
 )
 from rpmsgx.virtio.table import VIRTIO_ID_RPMSG, vring_size
 
@@ -173,14 +174,6 @@ class ModernLink(VdevLink):
             self._begun = False
         return self._ask() if self.role == "driver" else self._look()
 
-    def alive(self) -> bool:
-        if self._closed or self.ended or self._lost != self.doorbell.lost:
-            return False
-        if self.role == "driver":
-            return self._same_device() and self._block.load(DEVICE_STATUS) & (FEATURES_OK | NEEDS_RESET) == FEATURES_OK
-        agreed = FEATURES_OK | DRIVER_OK
-        return self._block.load(DRIVER_STATUS) & (agreed | FAILED) == agreed
-
     def _say(self, status: int, *, ring: bool = True) -> None:
         """Write this end's status word."""
         self._said = status
@@ -260,6 +253,10 @@ class ModernLink(VdevLink):
         return self._session(rx, tx)._replace(
             rx_pool=pools[0],
             tx_pool=pools[1],
+            agreed=(
+                self._agreed(GENERATION, 0xFFFFFFFF, self._generation),
+                self._agreed(DEVICE_STATUS, FEATURES_OK | NEEDS_RESET, FEATURES_OK),
+            ),
             status=(self._region.buffer, DRIVER_STATUS),  # its low byte
             driver_status=self._said,
         )
@@ -303,8 +300,11 @@ class ModernLink(VdevLink):
             self.needs_reset()
             raise
         self._say(self._said | DRIVER_OK)
+        agreed = FEATURES_OK | DRIVER_OK
         return self._session(rings[1], rings[0])._replace(
-            regions=self._granted(rings), status=(self._region.buffer, DRIVER_STATUS)
+            regions=self._granted(rings),
+            agreed=(self._agreed(DRIVER_STATUS, agreed | FAILED, agreed),),
+            status=(self._region.buffer, DRIVER_STATUS),
         )
 
     def _offer(self) -> None:
@@ -351,6 +351,9 @@ class ModernLink(VdevLink):
             lost=self._lost_flag(),
             kind=self._region.kind,
         )
+
+    def _agreed(self, at: int, mask: int, value: int) -> Word:
+        return Word(self._region.buffer, at, _little(mask), _little(value))
 
     def close(self) -> None:
         if self._closed:
