@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rpmsgx.cli.text import block
 
 from .harness import Pair, Run, cache_line, fitting, stream, trips
 from .limits import FLAGS, Missing, compiler, limit
-from .transports import BATCH, TRANSPORTS, Transport
+from .transports import BATCH, TRANSPORTS, MemfdBlocking, Transport
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("Cython", "numpy", "pyzmq", "iceoryx2")
@@ -46,6 +46,7 @@ def main() -> int:
     say(f"{report['cpu']}, Linux {report['kernel']}, Python {report['python']}, load {report['load']}, CPUs {pair}")
     try:
         report["rows"] += limits(sizes, repeats, pair)
+        report["rows"] += sleepers(repeats, seconds, pair)
     except Missing as error:
         skip(report, "limits", error)
     for kind in TRANSPORTS:
@@ -104,8 +105,6 @@ def limits(sizes: tuple[int, ...], repeats: int, pair: Pair) -> Iterator[Row]:
     count = 1_000_000
     plan: list[tuple[str, str, int, int, tuple[object, ...]]] = [
         ("line", "cache line", 0, 1, ("line", *pair)),
-        ("wake", "eventfd", 8, 1, ("eventfd", *pair)),
-        ("wake", "futex", 4, 1, ("futex", *pair)),
     ]
     for size in sizes:
         plan.append(("one", "memcpy in and out", size, 1, ("memcpy", size)))
@@ -122,6 +121,25 @@ def limits(sizes: tuple[int, ...], repeats: int, pair: Pair) -> Iterator[Row]:
             line = cache_line(pair)
             runs.append(Run(limit(*arguments), {}, line))
         yield row(what, name, size, batch, runs, limit=True)
+
+
+def sleepers(repeats: int, seconds: float, pair: Pair) -> Iterator[Row]:
+    """Round trips of two processes that sleep, in turn, because what a wake-up takes changes by the second."""
+    size = 64
+    count = fitting(lambda count: trips(MemfdBlocking, size, count, pair), seconds)
+    ways: dict[str, tuple[int, Callable[[], Run]]] = {
+        "eventfd, poll and read (plain C)": (8, lambda: Run(limit("eventfd", *pair), {}, cache_line(pair))),
+        "futex (plain C)": (4, lambda: Run(limit("futex", *pair), {}, cache_line(pair))),
+        "rpmsgx, blocking": (size, lambda: trips(MemfdBlocking, size, count, pair)),
+    }
+    runs: dict[str, list[Run]] = {name: [] for name in ways}
+    for i in range(repeats):
+        say(f"[{i + 1}/{repeats}] two processes that sleep")
+        for name, (_, run) in ways.items():
+            one = run()
+            runs[name].append(one._replace(ns=one.trips.get("p50", one.ns)))  # the limits tell medians too
+    for name, (bytes_, _) in ways.items():
+        yield row("wake", name, bytes_, 1, runs[name])
 
 
 def transport(
@@ -153,7 +171,7 @@ def row(what: str, name: str, size: int, batch: int, runs: list[Run], **marks: b
 
 TITLES = {
     "line": "cache line from CPU to CPU and back, ns",
-    "wake": "two processes that sleep, round trip, ns",
+    "wake": "two processes that sleep, in turn, median round trip, ns",
     "one": "one thread, ns a message",
     "stream": "one process to another, ns a message",
     "trip": "round trip, ns",

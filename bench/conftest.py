@@ -74,5 +74,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         if "ns_min" in info:
             name = bench.name.removeprefix("test_")
             terminalreporter.write_line(
-                f"{name:<52}{info['ns_min']:>9.1f}{info['ns_median']:>9.1f}{info['ns_max']:>9.1f}"
+                f"{name:<48}{info['ns_min']:>12.1f}{info['ns_median']:>12.1f}{info['ns_max']:>12.1f}"
             )

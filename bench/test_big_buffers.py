@@ -6,7 +6,7 @@ so its time is what there is to reach. With 8 buffers all stays in the cache, wi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def count(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(params=["driver_to_device", "device_to_driver"])
 def ends(request: pytest.FixtureRequest, count: int) -> Iterator[Ends]:
-    options = {"buffer_size": SIZE + 16, "buffer_count": count}
+    options: dict[str, Any] = {"buffer_size": SIZE + 16, "buffer_count": count}
     with (
         rpmsgx.open("virtual:bench", "driver", **options) as driver,
         rpmsgx.open("virtual:bench", "device", **options) as device,

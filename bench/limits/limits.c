@@ -11,6 +11,7 @@
  */
 #define _GNU_SOURCE
 #include <linux/futex.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -162,20 +163,28 @@ static double bench_line(int a, int b)
 	return median(pieces, LINE_PIECES);
 }
 
+static void await(int event)
+{
+	struct pollfd fd = { .fd = event, .events = POLLIN };
+	eventfd_t value;
+	if (poll(&fd, 1, -1) != 1 || eventfd_read(event, &value) != 0)
+		abort();
+}
+
 static double bench_eventfd(int a, int b)
 {
 	static double trips[TRIPS];
-	int there = eventfd(0, EFD_CLOEXEC), back = eventfd(0, EFD_CLOEXEC);
-	eventfd_t value;
+	int there = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), back = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (split(a, b)) {
-		while (eventfd_read(there, &value) == 0 && eventfd_write(back, 1) == 0)
-			;
-		_exit(1);
+		for (;;) {
+			await(there);
+			eventfd_write(back, 1);
+		}
 	}
 	for (int i = 0; i < TRIPS; i++) {
 		double begin = now();
-		if (eventfd_write(there, 1) != 0 || eventfd_read(back, &value) != 0)
-			abort();
+		eventfd_write(there, 1);
+		await(back);
 		trips[i] = now() - begin;
 	}
 	return median(trips, TRIPS);

@@ -3,7 +3,8 @@
 The driver listens and owns the memory, a memfd that cannot shrink, with OpenAMP's layout. To each peer it sends the 16
 bytes of `HELLO` with one descriptor (SCM_RIGHTS), the memory's. From then on the connection is the doorbell: each byte
 is a ring, either way, and its end is the sign that the peer has gone. No eventfds: their flags and counters are
-shared, so that a peer could make one that is full or empty block this end.
+shared, so that a peer could make one that is full or empty block this end. No pipes, though each end could open them
+anew: splice() from a socket that stays silent keeps a pipe's lock, and O_NONBLOCK does not help who waits for that.
 """
 
 from __future__ import annotations
