@@ -21,7 +21,7 @@ from .transports import BATCH, End, Transport
 
 WARM = 4096  # messages before those that count
 WARM_TRIPS = 200
-FIRST = 2000  # messages of the run that tells how many the others need
+FIRST = 16384  # messages of the run that tells how many the others need; a stream may be read 3640 at a time
 LIMIT = 60  # seconds for one repeat
 
 

@@ -78,7 +78,6 @@ cdef class Bus:
     cdef Endpoint last          # one-entry cache in front of the map
     cdef AddrMap map
     cdef int kick_fd
-    cdef int drain_fd
     cdef bint kick_socket
     cdef bint exposed           # a descriptor was handed out, so notifications stay on
     cdef uint32_t ticks
@@ -93,8 +92,6 @@ cdef class Bus:
     cdef rpx_dev dev_tx
     cdef rpx_mem mem
     cdef rpx_region *regions
-    cdef Word *agreed           # what the peer wrote that makes the session
-    cdef uint32_t n_agreed
     cdef void *arena            # every private array of a session
     cdef uint16_t first_avail   # device: avail.idx less used.idx when the session began
     # A message that waits for its endpoint to have room (overflow="block").
@@ -109,7 +106,10 @@ cdef class Bus:
     # The cold part.
     cdef readonly object link
     cdef object doorbell
+    cdef int drain_fd
     cdef object session
+    cdef Word *agreed           # what the peer wrote that makes the session
+    cdef uint32_t n_agreed
     cdef list views
     cdef dict endpoints
     cdef uint32_t lowest_free
