@@ -19,8 +19,8 @@ from typing import Any
 from rpmsgx.bench import SIZES, Spread, machine, two_cpus
 from rpmsgx.cli.text import block
 
-from .harness import Pair, Run, cache_line, fitting, stream, trips
-from .limits import FLAGS, Missing, compiler, limit
+from .harness import Pair, Run, Steady, fitting, plain_c, stream, trips
+from .limits import FLAGS, Missing, compiler
 from .transports import BATCH, TRANSPORTS, MemfdBlocking, Transport
 
 ROOT = Path(__file__).parent.parent
@@ -43,10 +43,11 @@ def main() -> int:
     pair = Pair(*cpus)
     sizes, repeats, seconds = ((64, 496), 3, 0.05) if args.quick else (SIZES, 9, 0.3)
     report: dict[str, Any] = {**about(), "cpu_pair": pair, "repeats": repeats, "rows": [], "skipped": {}}
+    steady = Steady(pair)
     say(f"{report['cpu']}, Linux {report['kernel']}, Python {report['python']}, load {report['load']}, CPUs {pair}")
     try:
-        report["rows"] += limits(sizes, repeats, pair)
-        report["rows"] += sleepers(repeats, seconds, pair)
+        report["rows"] += limits(sizes, repeats, pair, steady)
+        report["rows"] += sleepers(repeats, seconds, pair, steady)
     except Missing as error:
         skip(report, "limits", error)
     for kind in TRANSPORTS:
@@ -54,7 +55,7 @@ def main() -> int:
             continue
         try:
             kind(64).close()
-            report["rows"] += transport(kind, sizes, repeats, seconds, pair)
+            report["rows"] += transport(kind, sizes, repeats, seconds, pair, steady)
         except Missing as error:
             skip(report, kind.name, error)
         except Exception as error:  # a peer that breaks must not take the others with it; ours must not break
@@ -100,7 +101,7 @@ def about() -> dict[str, Any]:
     return {**machine(), "commit": commit or None, "compiler": cc, "flags": " ".join(FLAGS[:2]), "versions": versions}
 
 
-def limits(sizes: tuple[int, ...], repeats: int, pair: Pair) -> Iterator[Row]:
+def limits(sizes: tuple[int, ...], repeats: int, pair: Pair, steady: Steady) -> Iterator[Row]:
     """What plain C does."""
     count = 1_000_000
     plan: list[tuple[str, str, int, int, tuple[object, ...]]] = [
@@ -116,34 +117,31 @@ def limits(sizes: tuple[int, ...], repeats: int, pair: Pair) -> Iterator[Row]:
                 plan.append(("stream", f"C core, {way}", size, batch, ("stream", size, batch, count, role, *ends)))
     for i, (what, name, size, batch, arguments) in enumerate(plan):
         say(f"[{i + 1}/{len(plan)}] limits: {name}, {what}, {size} bytes, {batch} a call")
-        runs = []
-        for _ in range(repeats):
-            line = cache_line(pair)
-            runs.append(Run(limit(*arguments), {}, line))
+        runs = [steady(plain_c, *arguments) for _ in range(repeats)]
         yield row(what, name, size, batch, runs, limit=True)
 
 
-def sleepers(repeats: int, seconds: float, pair: Pair) -> Iterator[Row]:
+def sleepers(repeats: int, seconds: float, pair: Pair, steady: Steady) -> Iterator[Row]:
     """Round trips of two processes that sleep, in turn, because what a wake-up takes changes by the second."""
     size = 64
     count = fitting(lambda count: trips(MemfdBlocking, size, count, pair), seconds)
     ways: dict[str, tuple[int, Callable[[], Run]]] = {
-        "eventfd, poll and read (plain C)": (8, lambda: Run(limit("eventfd", *pair), {}, cache_line(pair))),
-        "futex (plain C)": (4, lambda: Run(limit("futex", *pair), {}, cache_line(pair))),
+        "eventfd, poll and read (plain C)": (8, lambda: plain_c("eventfd", *pair)),
+        "futex (plain C)": (4, lambda: plain_c("futex", *pair)),
         "rpmsgx, blocking": (size, lambda: trips(MemfdBlocking, size, count, pair)),
     }
     runs: dict[str, list[Run]] = {name: [] for name in ways}
     for i in range(repeats):
         say(f"[{i + 1}/{repeats}] two processes that sleep")
         for name, (_, run) in ways.items():
-            one = run()
+            one = steady(run)
             runs[name].append(one._replace(ns=one.trips.get("p50", one.ns)))  # the limits tell medians too
     for name, (bytes_, _) in ways.items():
         yield row("wake", name, bytes_, 1, runs[name])
 
 
 def transport(
-    kind: type[Transport], sizes: tuple[int, ...], repeats: int, seconds: float, pair: Pair
+    kind: type[Transport], sizes: tuple[int, ...], repeats: int, seconds: float, pair: Pair, steady: Steady
 ) -> Iterator[Row]:
     for size in sizes:
         for what, batch in (("stream", 1), ("stream", BATCH), ("trip", 1)):
@@ -154,7 +152,8 @@ def transport(
 
             try:
                 count = fitting(once, seconds)
-                yield row(what, kind.name, size, batch, [once(count) for _ in range(repeats)], ours=kind.ours)
+                runs = [steady(once, count) for _ in range(repeats)]
+                yield row(what, kind.name, size, batch, runs, ours=kind.ours)
             except Missing as error:
                 say(f"  skipped: {error}")
 
