@@ -145,6 +145,8 @@ def transport(
 ) -> Iterator[Row]:
     for size in sizes:
         for what, batch in (("stream", 1), ("stream", BATCH), ("trip", 1)):
+            if batch == 1 and not kind.singles:
+                continue
             say(f"{kind.name}: {what}, {size} bytes, {batch} a call")
 
             def once(count: int, size: int = size, what: str = what, batch: int = batch) -> Run:

@@ -44,6 +44,7 @@ class Transport:
 
     name: str
     ours = False
+    singles = True
     batches = True
 
     def __init__(self, size: int) -> None:
@@ -111,6 +112,7 @@ class MemfdBlocking(Memfd):
 
 class MemfdRows(Memfd):
     name = "rpmsgx, spinning, recv_into rows"
+    singles = False  # as the others
 
     def __init__(self, size: int) -> None:
         self._numpy = _package("numpy")

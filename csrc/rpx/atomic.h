@@ -26,6 +26,10 @@
 /* ThreadSanitizer knows no fences: a locked operation on private memory is as strong and adds no false edge. */
 #define RPX_ATOMIC_FENCE(order) \
 	do { int rpx_fence_ = 0; __atomic_exchange_n(&rpx_fence_, 0, (order)); } while (0)
+#elif defined(__x86_64__) && defined(__clang__)
+/* clang makes it an mfence, gcc a locked operation: as strong for memory that is cached, and far cheaper. */
+#define RPX_ATOMIC_FENCE(order) \
+	do { (void)(order); __asm__ volatile("lock; orl $0, (%%rsp)" ::: "memory", "cc"); } while (0)
 #else
 #define RPX_ATOMIC_FENCE(order) __atomic_thread_fence(order)
 #endif
