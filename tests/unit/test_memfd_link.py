@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import gc
 import mmap
@@ -89,6 +90,27 @@ def test_the_device_waits_for_the_memory(path: str, opened: Callable[..., Any]) 
     client = driver.open("early", timeout=WAIT)
     client.send(b"x")
     assert endpoint.recv(timeout=WAIT) == b"x"
+
+
+@pytest.mark.parametrize("what", ["nothing", "gfeatures", "vring 0 notifyid", "vring 1 num", "status"])
+def test_a_session_ends_when_the_driver_changes_its_mind_and_rings(
+    path: str, opened: Callable[..., Any], what: str
+) -> None:
+    driver, device = opened(path, "driver"), opened(path, "device")
+    service = device.create_endpoint("service")
+    until(lambda: device.is_up and driver.channels, driver, device)
+    client = driver.open("service", timeout=WAIT)
+    client.send(b"x")
+    assert service.recv(timeout=WAIT) == b"x"
+    space = driver.link.space
+    words = {"gfeatures": (0x24, 0), "vring 0 notifyid": (0x3C, 5), "vring 1 num": (0x4C, 128), "status": (STATUS, 0)}
+    if what in words:
+        at, value = words[what]
+        space.write(at, struct.pack("=I", value))
+    driver.link.doorbell.kick(0)
+    with contextlib.suppress(rpmsgx.PeerError):  # the next session finds rings that were not set up for it
+        device.poll()
+    assert device.counters["resets"] == (0 if what == "nothing" else 1)
 
 
 def test_a_second_driver_is_refused(path: str, opened: Callable[..., Any]) -> None:
