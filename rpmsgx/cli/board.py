@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-    from ..remoteproc.board import Board, Claim, Memory
+    from ..remoteproc.backends import Memory
+    from ..remoteproc.board import Board, Claim
     from ..remoteproc.strict_toml import Problem
 
 _WIDTH = 52  # of the boxes, at least

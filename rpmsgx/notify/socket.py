@@ -139,7 +139,11 @@ class Meeting:
         temporary = os.path.join(os.path.dirname(self.path), f".{os.getpid():x}-{next(_count):x}")
         try:
             new.setblocking(False)
-            new.bind(temporary)
+            try:
+                new.bind(temporary)
+            except OSError as error:
+                error.filename = self.path
+                raise
             try:
                 os.chmod(temporary, 0o600)
                 if listen:

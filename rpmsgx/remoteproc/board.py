@@ -8,119 +8,26 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import re
-import stat
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import BoardError, ResourceError
-from ..memory.region import KINDS, Region, hex_range
-from ..virtio.layout import check_size
-from ..virtio.link import BUFFER_MAX
-from ..virtio.table import ADDR_ANY, MAX_VRING_NUM, MAX_VRINGS
-from . import steps
+from ..memory.region import hex_range
+from ..virtio.table import ADDR_ANY
+from . import board_keys
 from . import strict_toml as toml
+from .backends import BACKENDS, Bell, Block, Memory
 from .platform import _BUILT_IN, open_platform
 from .resources import Resources
-from .steps import Bits, Control, Write
+from .steps import Bits, Control
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from ..memory.region import Kind
-    from ..memory.vfio import VfioDevice
-    from ..notify.doorbell import Doorbell
     from ..notify.register import Register
     from .platform import Platform
     from .strict_toml import Problem, Reader
-
-
-class Memory(NamedTuple):
-    """One [[memory]]: addresses and size in bytes."""
-
-    name: str
-    da: int
-    pa: int
-    size: int
-    backend: str = "memfd"
-    """A key of BACKENDS and, after a colon, what it needs; a path is absolute."""
-    kind: Kind = "cached"
-    coherent: bool = False
-    """The hardware keeps the caches of both sides coherent."""
-    offset: int = 0
-    """Where it begins in what the backend gives."""
-    line: int = 1
-    """Where it stands in the file."""
-
-
-class Block(NamedTuple):
-    """One [[registers]]."""
-
-    name: str
-    names: Mapping[str, int]
-    """Offset in bytes of each register, by its name."""
-    backend: str
-    pa: int = 0
-    size: int = mmap.PAGESIZE
-    offset: int = 0
-    line: int = 1
-
-    def open(self, vfio: VfioDevice | None = None) -> Region:
-        """Raises ResourceError, OSError."""
-        return _map(Memory(self.name, self.pa, self.pa, self.size, self.backend, "device", offset=self.offset), vfio)
-
-
-class Bell(NamedTuple):
-    """[doorbell]."""
-
-    interrupt: str | None = None
-    """The UIO device whose interrupt is the remote's ring, or vfio:SLOT[:VECTOR]; None: the rings are looked at."""
-    block: Block | None = None
-    """Where the registers of both are."""
-    kick: Write | None = None
-    acknowledge: Bits | None = None
-    """Done at each ring, or each look."""
-    poll: float = 0.001
-    """Seconds between two looks, where nobody rings."""
-    line: int = 1
-
-    def open_vfio(self) -> VfioDevice | None:
-        """The device behind `interrupt`, if it is one of VFIO's. Raises ResourceError."""
-        if self.interrupt is None or not self.interrupt.startswith("vfio:"):
-            return None
-        from ..memory.vfio import VfioDevice
-
-        return VfioDevice(_vfio(self.interrupt)[0])
-
-    def open(self, vfio: VfioDevice | None = None) -> Doorbell:
-        """`vfio`: what `open_vfio` has opened; the doorbell owns it from then on. Raises ResourceError, OSError."""
-        from ..notify.timer import PolledDoorbell
-        from ..notify.uio import Access, RegisterDoorbell, UioDoorbell
-
-        def access(bits: Bits | None) -> Access | None:
-            if bits is None or self.block is None:
-                return None
-            assert bits.value != "entry"
-            return Access(self.block.names[bits.register.partition(".")[2]], bits.value, bits.mask)
-
-        kick, acknowledge = access(self.kick), access(self.acknowledge)
-        registers = self.block.open(vfio) if self.block is not None else None
-        try:
-            if vfio is not None and self.interrupt is not None:
-                from ..notify.vfio import VfioDoorbell
-
-                vector = _vfio(self.interrupt)[1]
-                return VfioDoorbell(vfio, vector, registers=registers, kick=kick, acknowledge=acknowledge)
-            if self.interrupt is not None:
-                return UioDoorbell(self.interrupt, registers=registers, kick=kick, acknowledge=acknowledge)
-            if registers is not None:
-                return RegisterDoorbell(registers, kick, acknowledge, self.poll * 1000)
-            return PolledDoorbell(self.poll * 1000)
-        except BaseException:
-            if registers is not None:
-                registers.close()
-            raise
 
 
 class Claim(NamedTuple):
@@ -189,12 +96,12 @@ class Board:
                 regions = {}
                 for item in self.memory:
                     line = item.line
-                    regions[item.name] = opened.enter_context(_map(item, vfio))
+                    regions[item.name] = opened.enter_context(item.open(vfio))
                 if self.core is not None:
                     registers: dict[str, Register] = {}
                     for block in self.registers:
                         line = block.line
-                        registers.update(_registers_of(block, vfio))
+                        registers.update(block.open_registers(vfio))
                     keywords.update(core=self.core, registers=registers)
                 if self.doorbell is not None:
                     line = self.doorbell.line
@@ -239,351 +146,15 @@ def check(path: str | os.PathLike[str]) -> tuple[Board | None, tuple[Problem, ..
     return (None if reader.problems else board), tuple(sorted(reader.problems))
 
 
-# -- where memory comes from -------------------------------------------------------------------------------------------
-
-
-class Backend(NamedTuple):
-    """A way to come by memory."""
-
-    map: Callable[[Memory, str], Region]
-    """Called with what stands behind the colon. Raises ResourceError or OSError."""
-    argument: str
-    """What has to stand there; "": nothing."""
-    own: bool
-    """Memory of this machine's own, where caching does no harm."""
-    part: bool = False
-    """It gives something larger, in which the memory begins at `offset`."""
-
-
-def _map_memfd(memory: Memory, argument: str) -> Region:
-    return Region.memfd(memory.name, memory.size, da=memory.da, pa=memory.pa, kind=memory.kind)
-
-
-def _map_file(memory: Memory, path: str, flags: int = 0) -> Region:
-    # Who makes the file and who finds it empty do the same, so two who come at once both get it whole.
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | flags, 0o600)
-    try:
-        status = os.fstat(fd)
-        if stat.S_ISREG(status.st_mode) and status.st_size == 0:
-            os.posix_fallocate(fd, 0, memory.size)  # a full disk is told now, and not by SIGBUS later
-        region = Region.from_fd(memory.name, fd, memory.size, da=memory.da, pa=memory.pa, kind=memory.kind)
-    finally:
-        os.close(fd)
-    try:
-        region.guard()
-    except BaseException:
-        region.close()
-        raise
-    return region
-
-
-def _map_shm(memory: Memory, name: str) -> Region:
-    # Everybody can make files there: a link is not followed, and what another user made is not trusted.
-    path = f"/dev/shm/{name}"
-    region = _map_file(memory, path, os.O_NOFOLLOW)
-    if region.fd is not None and os.fstat(region.fd).st_uid != os.geteuid():
-        region.close()
-        raise ResourceError(f"region {memory.name!r}: {path} belongs to another user; choose another name")
-    return region
-
-
-def _map_hugepages(memory: Memory, path: str) -> Region:
-    from ..memory.hugepages import map_hugepages
-
-    name, da, pa, size = memory[:4]
-    return map_hugepages(name, size, path or None, da=da, pa=pa, kind=memory.kind)
-
-
-def _map_mem(memory: Memory, argument: str) -> Region:
-    from ..memory.devmem import map_devmem
-
-    name, da, pa, size = memory[:4]
-    return map_devmem(name, pa, size, da=da, kind=memory.kind)
-
-
-def _map_uio(memory: Memory, argument: str) -> Region:
-    from ..memory.uio import map_uio
-
-    device, _, chosen = argument.partition(":")
-    name, da, pa, size = memory[:4]
-    return map_uio(name, device, size, map=chosen or None, offset=memory.offset, da=da, pa=pa, kind=memory.kind)
-
-
-def _map_pci(memory: Memory, argument: str) -> Region:
-    from ..memory.pci import map_bar
-
-    slot, _, bar = argument.rpartition(":")
-    name, da, pa, size = memory[:4]
-    return map_bar(name, slot, int(bar), size, offset=memory.offset, da=da, pa=pa, kind=memory.kind)
-
-
-BACKENDS = {
-    "memfd": Backend(_map_memfd, "", own=True),
-    "hugepages": Backend(_map_hugepages, "", own=True),
-    "file": Backend(_map_file, "PATH", own=True),
-    "hugetlbfs": Backend(_map_hugepages, "PATH", own=True),
-    "shm": Backend(_map_shm, "NAME", own=True),
-    "mem": Backend(_map_mem, "", own=False),
-    "uio": Backend(_map_uio, "DEVICE[:MAP]", own=False, part=True),
-    "pci": Backend(_map_pci, "SLOT:BAR", own=False, part=True),
-}
-
-
-def _map(memory: Memory, vfio: VfioDevice | None = None) -> Region:
-    """BARs of `vfio` are mapped through it: sysfs may refuse those of a driver. Raises ResourceError, OSError."""
-    backend, _, argument = memory.backend.partition(":")
-    if vfio is not None and backend == "pci" and argument[:-2] == vfio.slot:
-        name, da, pa, size = memory[:4]
-        return vfio.map_bar(name, int(argument[-1]), size, offset=memory.offset, da=da, pa=pa, kind=memory.kind)
-    return BACKENDS[backend].map(memory, argument)
-
-
-def _registers_of(block: Block, vfio: VfioDevice | None) -> dict[str, Register]:
-    """By their full names. They keep the block mapped. Raises ResourceError, OSError."""
-    from ..notify.register import Register
-
-    with block.open(vfio) as region:
-        return {f"{block.name}.{name}": Register(region.buffer, offset) for name, offset in block.names.items()}
-
-
-# -- keys --------------------------------------------------------------------------------------------------------------
-
-
-_SLOT = r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
-
-
-def _name(value: object) -> str:
-    name = toml.text(value)
-    if len(name.encode()) > 31:  # and a NUL in the 32 bytes of a resource table
-        raise ValueError(f"{toml.shown(name)} is too long; write at most 31 bytes")
-    return name
-
-
-def _backend(value: object) -> str:
-    name, colon, argument = toml.text(value).partition(":")
-    forms = {known: f"{known}:{backend.argument}".rstrip(":") for known, backend in BACKENDS.items()}
-    if name not in BACKENDS:
-        raise ValueError(f"{toml.shown(value)} is no backend; write {toml.either(forms.values())}")
-    if bool(BACKENDS[name].argument) != bool(argument) or (colon and not argument):
-        raise ValueError(f"{toml.shown(value)} is no backend; write {forms[name]!r}")
-    if name == "shm" and "/" in argument:
-        raise ValueError(f"{toml.shown(value)} is a path; write 'shm:NAME', or 'file:PATH'")
-    if name == "pci" and not re.fullmatch(f"{_SLOT}:[0-5]", argument):
-        raise ValueError(f"{toml.shown(value)} is no BAR; write 'pci:SLOT:BAR', such as 'pci:0000:03:00.0:2'")
-    return f"{name}{colon}{argument}"
-
-
-def _registers(value: object) -> str:
-    backend = _backend(value)
-    name = backend.partition(":")[0]
-    if BACKENDS[name].own and name != "file":
-        forms = "'mem', 'uio:DEVICE[:MAP]', 'pci:SLOT:BAR' or 'file:PATH'"
-        raise ValueError(f"{toml.shown(value)} has no registers; write {forms}")
-    return backend
-
-
-def _identifier(value: object) -> str:
-    name = _name(value)
-    if not re.fullmatch("[A-Za-z0-9_-]+", name):
-        raise ValueError(f"{toml.shown(value)} is no name here; write letters, digits, '_' and '-'")
-    return name
-
-
-def _offsets(value: object) -> dict[str, int]:
-    found = {_identifier(name): _OFFSET(offset) for name, offset in toml.table(value).items()}
-    for name, offset in found.items():
-        if offset % 4:
-            raise ValueError(f"{name} is at {offset:#x}, no multiple of 4; registers have 32 bits")
-    return found
-
-
-def _interrupt(value: object) -> str:
-    name = toml.text(value)
-    if name.startswith("vfio:") and not re.fullmatch(f"vfio:{_SLOT}(:[0-9]{{1,4}})?", name):
-        forms = "'vfio:SLOT' or 'vfio:SLOT:VECTOR', such as 'vfio:0000:03:00.0:1'"
-        raise ValueError(f"{toml.shown(value)} is no interrupt; write {forms}")
-    return name
-
-
-def _vfio(interrupt: str) -> tuple[str, int]:
-    """Slot and vector of what `_interrupt` found good."""
-    _, domain, bus, device, *vector = interrupt.split(":")
-    return f"{domain}:{bus}:{device}", int(vector[0]) if vector else 0
-
-
-def _poll(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0001 <= value <= 1:
-        raise ValueError(f"{toml.shown(value)} is no time between two looks; write seconds from 0.0001 to 1")
-    return float(value)
-
-
-def _machine(value: object) -> int:
-    from .elf import _MACHINES
-
-    numbers = {name: number for number, name in _MACHINES.items()}
-    return numbers[toml.choice(*numbers)(value)]
-
-
-def _buffer_size(value: object) -> int:
-    size = toml.size(BUFFER_MAX)(value)
-    check_size(size)
-    return size
-
-
-def _each_way(parse: Callable[[object], int]) -> Callable[[object], int | tuple[int, int]]:
-    """Parses one number for both directions, or [rx, tx]."""
-
-    def both(value: object) -> int | tuple[int, int]:
-        if not isinstance(value, list):
-            return parse(value)
-        if len(value) != 2:
-            raise ValueError(f"{toml.shown(value)} is not one number for each direction; write [rx, tx]")
-        return parse(value[0]), parse(value[1])
-
-    return both
-
-
-def _firmware(value: object) -> str:
-    from .firmware import candidates
-
-    name = toml.text(value)
-    candidates(name)  # raises FirmwareError, a ValueError, for what can be no name
-    return name
-
-
-def _presence(value: object) -> str:
-    name = toml.text(value)
-    if not re.fullmatch("(unix|path):.+|pid:[0-9]+|qrtr:[0-9]+(:[0-9]+)?", name):
-        forms = ("unix:PATH", "path:PATH", "pid:NUMBER", "qrtr:SERVICE", "qrtr:SERVICE:INSTANCE")
-        raise ValueError(f"{toml.shown(name)} is no service; write {toml.either(forms)}")
-    return name
-
-
-def _vrings(value: object) -> tuple[tuple[int, int], ...]:
-    rings = value if isinstance(value, list) else []
-    good = [
-        isinstance(ring, list)
-        and [type(number) for number in ring] == [int, int]
-        and all(number > 0 and number & (number - 1) == 0 for number in ring)
-        and ring[0] <= MAX_VRING_NUM
-        and ring[1] < 1 << 32
-        for ring in rings
-    ]
-    if not 1 <= len(rings) <= MAX_VRINGS or not all(good):
-        raise ValueError(
-            f"{toml.shown(value)} is not 1 to {MAX_VRINGS} rings; write [[256, 4096], [256, 4096]]: "
-            f"descriptors (at most {MAX_VRING_NUM}) and alignment of each, powers of two"
-        )
-    return tuple((num, align) for num, align in rings)
-
-
-def _anything(value: Any) -> Any:
-    return value
-
-
-_U32, _U64 = toml.integer(0, (1 << 32) - 1), toml.integer(0, (1 << 64) - 1)
-_OFFSET = toml.integer(0, (1 << 32) - 4)
-_SIZE, _ENTRY_SIZE = toml.size((1 << 63) - 1), toml.size((1 << 32) - 1)  # of memory; in a resource table
-_Key = toml.Key
-
-_BOARD = {
-    "name": _Key(_name),
-    "platform": _Key(toml.text, required=True),
-    "options": _Key(toml.table),
-    "memory": _Key(_anything),  # the tables are read on their own
-    "registers": _Key(_anything),
-    "carveout": _Key(_anything),
-    "trace": _Key(_anything),
-    "devmem": _Key(_anything),
-    "vdev": _Key(_anything),
-    "core": _Key(toml.table),
-    "doorbell": _Key(toml.table),
-    "rpmsg": _Key(toml.table),
-    "shared": _Key(_name),
-    "desc_addr": _Key(toml.choice("pa", "da")),
-    "table_da": _Key(_U32),
-    "firmware": _Key(_firmware),
-    "firmware_dirs": _Key(toml.texts),
-    "auto_boot": _Key(toml.boolean),
-    "recovery": _Key(toml.choice("enabled", "disabled", "once")),
-    "recovery_by": _Key(toml.choice("reload", "attach")),
-    "rebind": _Key(toml.choice("reset", "restart")),
-    "coredump": _Key(toml.choice("disabled", "enabled", "inline")),
-    "coredump_dir": _Key(toml.text),
-    "at_exit": _Key(toml.choice("stop", "detach")),
-    "settle": _Key(toml.seconds),
-    "presence": _Key(_presence),
-    "spin": _Key(toml.seconds),
-}
-_MEMORY = {
-    "name": _Key(_name, required=True),
-    "da": _Key(_U64, required=True),
-    "pa": _Key(_U64),
-    "size": _Key(_SIZE, required=True),
-    "backend": _Key(_backend),
-    "kind": _Key(toml.choice(*KINDS)),
-    "coherent": _Key(toml.boolean),
-    "offset": _Key(_U64),
-}
-_REGISTERS = {
-    "name": _Key(_identifier, required=True),
-    "backend": _Key(_registers, required=True),
-    "pa": _Key(_U64),
-    "size": _Key(_SIZE),
-    "offset": _Key(_U64),
-    "names": _Key(_offsets, required=True),
-}
-_CORE = {
-    "machine": _Key(_machine, required=True),
-    "start": _Key(steps.start_steps),
-    "stop": _Key(steps.steps),
-    "detach": _Key(steps.steps),
-    "running": _Key(steps.state_or_true),
-    "crashed": _Key(steps.state),
-}
-_DOORBELL = {
-    "interrupt": _Key(_interrupt),
-    "kick": _Key(steps.write),
-    "acknowledge": _Key(steps.write_or_read),
-    "poll": _Key(_poll),
-}
-_CARVEOUT = {
-    "name": _Key(_name, required=True),
-    "size": _Key(_ENTRY_SIZE, required=True),
-    "da": _Key(_U32),
-    "pa": _Key(_U64),
-}
-_TRACE = {"name": _Key(_name, required=True), "size": _Key(_ENTRY_SIZE, required=True), "da": _Key(_U32)}
-_DEVMEM = {
-    "name": _Key(_name, required=True),
-    "da": _Key(_U32, required=True),
-    "pa": _Key(_U32, required=True),
-    "size": _Key(_ENTRY_SIZE, required=True),
-}
-_VDEV = {
-    "vrings": _Key(_vrings, required=True),
-    "id": _Key(toml.integer(1, (1 << 32) - 1)),
-    "features": _Key(_U32),
-    "config": _Key(toml.hex_bytes),
-}
-_RPMSG = {
-    "buffer_size": _Key(_each_way(_buffer_size)),
-    "buffer_count": _Key(_each_way(toml.integer(1, MAX_VRING_NUM))),
-    "bufsz": _Key(toml.boolean),
-}
-
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
 def _read(reader: Reader, path: str, data: Mapping[str, Any]) -> Board:
     """The board, which is good for nothing if there were problems."""
-    values = reader.table((), data, _BOARD)
+    values = reader.table((), data, board_keys.BOARD)
     here = os.path.dirname(os.path.abspath(path))
     firmware = values.get("firmware")
     if firmware is not None and firmware.startswith("./"):
         firmware = os.path.join(here, firmware[2:])
     shared = values.get("shared")
-    tables = reader.tables("memory", data, _MEMORY)
+    tables = reader.tables("memory", data, board_keys.MEMORY)
     if shared is not None or "shared" not in data:
         _check_shared(reader, shared, tables)
     memory = _read_memory(reader, here, tables)
@@ -595,7 +166,7 @@ def _read(reader: Reader, path: str, data: Mapping[str, Any]) -> Board:
     claims = _read_claims(reader, data, memory)
     resources = Resources()
     _read_vdevs(reader, resources, data)
-    for key, value in reader.table(("rpmsg",), values.get("rpmsg", {}), _RPMSG).items():
+    for key, value in reader.table(("rpmsg",), values.get("rpmsg", {}), board_keys.RPMSG).items():
         setattr(resources, key, value)
     resources.table_da = values.get("table_da")
     if resources.table_da is not None:
@@ -719,7 +290,7 @@ def _check_overlaps(reader: Reader, table: str, field: str, items: Sequence[Mapp
 
 def _read_registers(reader: Reader, here: str, data: Mapping[str, Any]) -> tuple[Block, ...] | None:
     """The file's blocks; None where some are not good, so that nothing is known to be missing."""
-    tables = reader.tables("registers", data, _REGISTERS)
+    tables = reader.tables("registers", data, board_keys.REGISTERS)
     _check_names(reader, "registers", tables)
     found = []
     for index, values in enumerate(tables):
@@ -754,7 +325,7 @@ def _read_core(
     shared: str | None,
 ) -> Control:
     """The rings are one host's at a time: the memory that they are in says which core it is."""
-    values = reader.table(("core",), data, _CORE)
+    values = reader.table(("core",), data, board_keys.CORE)
     core = Control(**{"machine": 0, **values})
     for key, used in core.used.items():
         _check_used(reader, ("core", key), used, blocks)
@@ -771,7 +342,7 @@ def _read_core(
 
 
 def _read_doorbell(reader: Reader, data: Mapping[str, Any], blocks: Sequence[Block] | None) -> Bell:
-    values = reader.table(("doorbell",), data, _DOORBELL)
+    values = reader.table(("doorbell",), data, board_keys.DOORBELL)
     used = {key: values[key] for key in ("kick", "acknowledge") if key in values}
     for key, bits in used.items():
         _check_used(reader, ("doorbell", key), [bits], blocks)
@@ -851,12 +422,9 @@ def _check_platform(reader: Reader, values: Mapping[str, Any], memory: tuple[Mem
 
 # -- resources ---------------------------------------------------------------------------------------------------------
 
-_CLAIMS = {"carveout": _CARVEOUT, "trace": _TRACE, "devmem": _DEVMEM}
-
-
 def _read_claims(reader: Reader, data: Mapping[str, Any], memory: Sequence[Memory]) -> tuple[Claim, ...]:
     found = []
-    for kind, keys in _CLAIMS.items():
+    for kind, keys in board_keys.CLAIMS.items():
         tables = reader.tables(kind, data, keys)
         for index, values in enumerate(tables):
             if all(key in values for key, rule in keys.items() if rule.required):
@@ -916,7 +484,7 @@ def _register(resources: Resources, claim: Claim, owner: str) -> None:
 
 
 def _read_vdevs(reader: Reader, resources: Resources, data: Mapping[str, Any]) -> None:
-    for index, values in enumerate(reader.tables("vdev", data, _VDEV)):
+    for index, values in enumerate(reader.tables("vdev", data, board_keys.VDEV)):
         if "vrings" in values:
             try:
                 resources.vdev(**values)

@@ -291,7 +291,11 @@ def _make(path: str, layout: Layout, *, replace: bool) -> None:
     """Make the file whole, or not at all; where another one was faster, and is not to be replaced, his stays."""
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".{name}.{os.getpid():x}-{os.urandom(4).hex()}")
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        error.filename = path
+        raise
     try:
         os.posix_fallocate(fd, 0, layout.size)  # room that is missing is missed now, not as SIGBUS later
         os.pwrite(fd, layout.table(), 0)

@@ -18,8 +18,9 @@ from support import ROOT, require, run
 from support_boards import boot, echo, needs
 
 import rpmsgx
-from rpmsgx.remoteproc import board, strict_toml
-from rpmsgx.remoteproc.board import Board, Claim, Memory
+from rpmsgx.remoteproc import backends, board, board_keys, strict_toml
+from rpmsgx.remoteproc.backends import Memory
+from rpmsgx.remoteproc.board import Board, Claim
 from rpmsgx.remoteproc.resources import plan
 from rpmsgx.remoteproc.strict_toml import MAX_PROBLEMS, MAX_SIZE, key_lines
 from rpmsgx.virtio.table import Carveout, build, parse
@@ -320,8 +321,8 @@ def test_refused(tmp_path: Path, text: str) -> None:
 
 def test_cached_memory_that_others_write_must_be_coherent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that is not this machine's own; no such backend is built in yet, so one is put there."""
-    foreign = board.Backend(board.BACKENDS["memfd"].map, "", own=False)
-    monkeypatch.setitem(board.BACKENDS, "bus", foreign)
+    foreign = backends.Backend(backends.BACKENDS["memfd"].map, "", own=False)
+    monkeypatch.setitem(backends.BACKENDS, "bus", foreign)
     text = GOOD + 'backend = "bus"\n'
     [problem] = problems(tmp_path, text)
     assert problem.startswith("15: [[memory]] kind: nothing says that caches are coherent on 'bus'; write kind = ")
@@ -383,11 +384,16 @@ def test_a_platform_that_is_not_built_in(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_page_names_every_key(tmp_path: Path) -> None:
     [text] = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "boards.md").read_text(), re.DOTALL)
     said = tomllib.loads(text)
-    assert said.keys() == board._BOARD.keys()
-    lists = {"memory": board._MEMORY, "registers": board._REGISTERS, "vdev": board._VDEV, **board._CLAIMS}
+    assert said.keys() == board_keys.BOARD.keys()
+    lists = {
+        "memory": board_keys.MEMORY,
+        "registers": board_keys.REGISTERS,
+        "vdev": board_keys.VDEV,
+        **board_keys.CLAIMS,
+    }
     for table, known in lists.items():
         assert said[table][0].keys() == known.keys()
-    assert said["core"].keys() == board._CORE.keys() and said["doorbell"].keys() == board._DOORBELL.keys()
+    assert said["core"].keys() == board_keys.CORE.keys() and said["doorbell"].keys() == board_keys.DOORBELL.keys()
     # A page with every key of every platform is for none of them, and is woken in two ways; else it is good.
     for problem in problems(tmp_path, text):
         assert "platform 'unicorn'" in problem or "poll is for a doorbell that nobody rings" in problem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import select
 import socket
 import stat
@@ -339,6 +340,14 @@ def test_a_driver_needs_room_for_its_buffers(path: str, opened: list[Any]) -> No
     with pytest.raises(rpmsgx.ResourceError, match=r"0x4f000.*0x50000"):
         rpmsgx.open(f"file:{path}", "driver")
     opened.append(rpmsgx.open(f"file:{path}", "device"))
+
+
+@pytest.mark.parametrize("transport", ["file", "memfd"])
+def test_a_directory_that_is_not_there_is_named(tmp_path: Path, transport: str) -> None:
+    path = tmp_path / "nowhere" / "link"
+    with pytest.raises(FileNotFoundError, match=re.escape(f"'{path}'")):
+        rpmsgx.open(f"{transport}:{path}", "driver")
+
 
 
 @pytest.mark.hostile
