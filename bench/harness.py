@@ -54,7 +54,7 @@ class Steady:
     def __init__(self, cpus: Pair) -> None:
         self._cpus = cpus
         try:
-            self._usual: float | None = median(limit("line", *cpus) for _ in range(9))
+            self._usual: float | None = self._distance()
         except Missing:
             self._usual = None
 
@@ -69,8 +69,11 @@ class Steady:
                     return run._replace(line=line)
             else:
                 time.sleep(PAUSE)
-        self._usual = limit("line", *self._cpus)
+        self._usual = self._distance()
         return once(*arguments)._replace(line=self._usual)
+
+    def _distance(self) -> float:
+        return median(limit("line", *self._cpus) for _ in range(9))
 
     def _is_usual(self, line: float) -> bool:
         assert self._usual is not None

@@ -74,11 +74,11 @@ class Meeting:
         self.peer = peer
         return True
 
-    def drop(self) -> None:
+    def drop(self, *, known: bool = True) -> None:
         """The peer has gone, or is to go: forget it, and begin again: at the next step, for which the timer asks.
 
-        Its descriptor is closed with the next one's: until then somebody may still ring there, who must not meet a
-        stranger's descriptor of the same number.
+        The descriptor of one that others know of (`known`) is closed with the next such one's: until then somebody may
+        still ring there, who must not meet a stranger's descriptor of the same number.
         """
         peer, self.peer = self.peer, None
         if peer is not None:
@@ -87,9 +87,10 @@ class Meeting:
                 peer.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
-            if self._last is not None:
-                self._last.close()
-            self._last = peer
+            if known:
+                peer, self._last = self._last, peer
+            if peer is not None:
+                peer.close()
         if self._listen:
             self._try_to_listen()
         else:

@@ -614,6 +614,8 @@ cdef class Bus:
         """Whether the link is up: the driver has set DRIVER_OK and neither end has gone since."""
         if self.state == OPEN or self.state == BROKEN:
             bus_service(self)
+            if self.exposed:
+                bus_rearm(self)
         return self.up and self.state == OPEN
 
     @property

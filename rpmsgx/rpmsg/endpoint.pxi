@@ -523,6 +523,7 @@ cdef class Endpoint:
                     bus_tick(bus)
                     break
                 bus_service(bus)
+                bus_rearm(bus)
                 if not bus.up or not rpx_tx_unmute(&bus.tx):
                     bus.tx_wanted = True
                     break

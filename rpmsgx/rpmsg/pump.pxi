@@ -10,6 +10,7 @@ cdef int bus_service(Bus bus) except -1:
     if bus.state != OPEN and bus.state != BROKEN:
         return 0
     if not (bus_only_rang(bus) and bus.up and bus_agrees(bus)):
+        bus.drain_fd = -1  # it may be closed in drain(), and be a stranger's while another thread is here
         try:
             bus.doorbell.drain()
         except BaseException:

@@ -63,7 +63,7 @@ class MemfdDoorbell(SocketDoorbell):
             self.error = error
         except OSError:
             pass  # it has gone again
-        self._meeting.drop()
+        self._meeting.drop(known=False)
         return False
 
     def _give(self, peer: socket.socket) -> None:

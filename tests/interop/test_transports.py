@@ -534,6 +534,23 @@ def test_a_descriptor_fires_when_a_buffer_comes_free(pair: Pair) -> None:
     assert client.try_send(b"x")
 
 
+@pytest.mark.parametrize("look", ["is_up", "a send that is refused"])
+@pytest.mark.parametrize("whose", ["bus", "endpoint"])
+def test_who_only_looks_leaves_descriptors_readable(pair: Pair, whose: str, look: str) -> None:
+    client, service = pair.endpoints()
+    client.send(b"x")
+    assert service.recv(timeout=WAIT) == b"x"
+    watched = pair.near if whose == "bus" else client
+    watched.fileno()
+    while look != "is_up" and client.try_send(b"x"):
+        pass
+    assert drained(client) == []
+    service.send(b"answer", timeout=WAIT)
+    assert pair.near.is_up if look == "is_up" else not client.try_send(b"x")
+    assert readable(watched) == [watched]
+    assert client.try_recv() == b"answer"
+
+
 def test_the_bus_descriptor_calls_for_poll(pair: Pair) -> None:
     heard: list[bytes] = []
     client, _ = pair.endpoints(far={"callback": lambda endpoint, data, src: heard.append(data)})
