@@ -349,7 +349,6 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path, transport: str) 
         rpmsgx.open(f"{transport}:{path}", "driver")
 
 
-
 @pytest.mark.hostile
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
