@@ -25,9 +25,10 @@ def test_endpoints(buses: Buses, per_message: PerMessage, endpoints: int, where:
     sender = driver.create_endpoint()
     receivers = [device.create_endpoint() for _ in range(endpoints)]
     choice = random.Random(1)
-    first = receivers[0].addr, receivers[0].recv
-    targets = [choice.choice(receivers) for _ in range(N)]  # bound one by one: in the order in which they are used
-    plan = [first] * N if where == "one" else [(target.addr, target.recv) for target in targets]
+    if where == "one":
+        plan = [(receivers[0].addr, receivers[0].recv)] * N
+    else:  # bound one by one: in the order in which they are used
+        plan = [(target.addr, target.recv) for target in (choice.choice(receivers) for _ in range(N))]
     send_to, message = sender.send_to, bytes(64)
 
     def loop() -> None:

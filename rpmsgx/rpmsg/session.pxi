@@ -22,13 +22,18 @@ cdef bint bus_agrees(Bus bus) noexcept:
                                   rpx_ring_used_idx(&bus.dev_tx.ring) == bus.dev_tx.used_pub)
 
 
+cdef bint bus_alive(Bus bus) except -1:
+    """Whether the session that is there still holds."""
+    return bus_agrees(bus) and bus.link.alive()
+
+
 cdef int bus_session_check(Bus bus, bint kick) except -1:
     """End the session if the peer ended it; begin one if the peer is ready for it."""
     if bus.checking or (bus.state != OPEN and bus.state != BROKEN):
         return 0
     bus.checking = True
     try:
-        if (bus.up or bus.state == BROKEN) and not (bus_agrees(bus) and bus.link.alive()):
+        if (bus.up or bus.state == BROKEN) and not bus_alive(bus):
             bus_session_over(bus)
         if not bus.up and bus.state == OPEN:
             session = bus.link.session()
@@ -257,7 +262,7 @@ cdef int bus_check_lost(Bus bus) except -1:
 cdef int bus_peer_broke(Bus bus, int error) except -1:
     """A ring call returned `error`. Raises PeerError, unless it was a reset seen half way."""
     cdef uint64_t epoch = bus.epoch
-    if not (bus_agrees(bus) and bus.link.alive()):
+    if not bus_alive(bus):
         if bus.epoch == epoch:
             bus_session_over(bus)
         return 0

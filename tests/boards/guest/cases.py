@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import rpmsgx
 from rpmsgx.errors import ResourceError
-from rpmsgx.notify.doorbell import Doorbell
+from rpmsgx.notify.doorbell import Doorbell, readable
 
 WAIT = 10.0
 ECHOES = 300
@@ -48,16 +48,12 @@ def ended_well(pid: int) -> None:
 
 def echoes_between_two_processes(url: str, doorbell: Callable[[], Doorbell]) -> None:
     """Messages of all sizes, from a host to a remote at `url` and back. Each makes its own end's doorbell."""
-    pid = child(lambda: _echo(url, doorbell))
-    deadline = time.monotonic() + WAIT
-    while True:
-        try:
-            host = rpmsgx.open(url, "driver", doorbell=doorbell())
-            break
-        except ResourceError:  # no table yet
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    with host:
+    ready, tell_ready = os.pipe()
+    pid = child(lambda: _echo(url, doorbell, tell_ready))
+    os.close(tell_ready)
+    assert readable(ready, WAIT) and os.read(ready, 1)  # its table is there
+    os.close(ready)
+    with rpmsgx.open(url, "driver", doorbell=doorbell()) as host:
         endpoint = host.open("rpmsg-raw", timeout=WAIT)
         begin = time.monotonic()
         for number in range(ECHOES):
@@ -69,8 +65,9 @@ def echoes_between_two_processes(url: str, doorbell: Callable[[], Doorbell]) -> 
         ended_well(pid)
 
 
-def _echo(url: str, doorbell: Callable[[], Doorbell]) -> None:
+def _echo(url: str, doorbell: Callable[[], Doorbell], tell_ready: int) -> None:
     with rpmsgx.open(url, "device", create=True, doorbell=doorbell()) as remote:
+        os.write(tell_ready, b"1")
         service = remote.create_endpoint("rpmsg-raw")
         for _ in range(ECHOES):
             data, source = service.recv_from(timeout=WAIT)

@@ -23,7 +23,7 @@ from rpmsgx.memory.pci import map_bar
 from rpmsgx.memory.region import Region
 from rpmsgx.memory.uio import devices, map_uio
 from rpmsgx.memory.vfio import VfioDevice
-from rpmsgx.notify.doorbell import readable
+from rpmsgx.notify.doorbell import Doorbell, readable
 from rpmsgx.notify.register import Register
 from rpmsgx.notify.uio import Access, UioDoorbell
 from rpmsgx.notify.vfio import VfioDoorbell
@@ -195,21 +195,27 @@ def messages_by_interrupts() -> None:
     unbind(IVSHMEM)
 
 
-def a_device_goes_under_a_waiter() -> None:
-    bell = doorbell(bind(EDU, "uio_pci_generic"))
-    away = threading.Thread(target=unbind, args=[EDU])
+def told_to_go(bell: Doorbell, slot: str, text: str, times: int = 1) -> None:
+    """Unbind the device of `bell`, who must say so, `times` over."""
+    away = threading.Thread(target=unbind, args=[slot])
     away.start()
     try:
-        assert readable(bell.fileno(), WAIT)
-        try:
-            bell.drain()
-            raise AssertionError("drained")
-        except StateError as error:
-            assert "has gone: it was removed, or unbound from its driver" in str(error)
+        for _ in range(times):
+            assert readable(bell.fileno(), WAIT)
+            try:
+                bell.drain()
+                raise AssertionError("drained")
+            except StateError as error:
+                assert text in str(error)
     finally:
         bell.close()
         away.join(WAIT)
     assert not away.is_alive()
+
+
+def a_device_goes_under_a_waiter() -> None:
+    bell = doorbell(bind(EDU, "uio_pci_generic"))
+    told_to_go(bell, EDU, "has gone: it was removed, or unbound from its driver")
 
 
 def the_doctor() -> None:
@@ -338,20 +344,7 @@ def who_has_no_permission_for_vfio_is_told() -> None:
 def vfio_is_asked_for_a_device() -> None:
     """An unbind waits until the doorbell is closed, which learns of it as it waits."""
     bell = vfio(BELL, 0, Access(RING, 0))
-    away = threading.Thread(target=unbind, args=[BELL])
-    away.start()
-    try:
-        for _ in range(2):
-            assert readable(bell.fileno(), WAIT)
-            try:
-                bell.drain()
-                raise AssertionError("drained")
-            except StateError as error:
-                assert f"{BELL} is wanted back" in str(error)
-    finally:
-        bell.close()
-        away.join(WAIT)
-    assert not away.is_alive()
+    told_to_go(bell, BELL, f"{BELL} is wanted back", times=2)
 
 
 def the_doctor_knows_vfio() -> None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import sim_firmware
-from inside_remoteproc import child, ended_well
+from boards.guest.cases import child, ended_well
 
 import rpmsgx
 from rpmsgx.char import Bus, Endpoint, TtyChannel, uevent

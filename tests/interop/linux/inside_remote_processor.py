@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from inside_remoteproc import WAIT, child, ended_well, inject, until
+from boards.guest.cases import child, ended_well
+from inside_remoteproc import WAIT, inject, until
 from peers.payload import check, payload
 from sim_firmware import DA, SIZE, TABLE, resource_table
 

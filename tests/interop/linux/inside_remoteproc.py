@@ -18,9 +18,11 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from boards.guest.cases import child, ended_well
 
 from rpmsgx import Remoteproc
 from rpmsgx.errors import Closed, Error, FirmwareError, ResourceError, StateError, Timeout
@@ -54,25 +56,6 @@ def until(rproc: LinuxRemoteproc, state: str) -> None:
     while rproc.state != state:
         assert time.monotonic() < deadline, f"still {rproc.state}, not {state}"
         rproc.poll(0.2)
-
-
-def child(work: Callable[[], object]) -> int:
-    """Run `work` in a forked process, which says on its standard output what went wrong."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except BaseException as error:
-            print(f"child: {error!r}", flush=True)
-        finally:
-            os._exit(status)
-    return pid
-
-
-def ended_well(pid: int) -> None:
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def own(owner: type, name: str) -> Any:
