@@ -9,6 +9,7 @@
 #include "rpx/mem.h"
 #include "rpx/wire.h"
 #include "rpx/split.h"
+#include "rpx/packed.h"
 #include "rpx/rpmsg.h"
 #include "rpx/resume.h"
 #include "rpx/run.h"

@@ -160,6 +160,17 @@ static inline uint16_t rpx_drv_in_flight(const struct rpx_drv *q)
 	return rpx_idx_diff(q->avail_idx, q->last_used);
 }
 
+static inline int rpx_drv_broken(const struct rpx_drv *q)
+{
+	return q->broken;
+}
+
+/* Has the device used something that was not looked at yet? Reads one index. */
+static inline bool rpx_drv_pending(const struct rpx_drv *q)
+{
+	return rpx_ring_used_idx(&q->ring) != q->last_used;
+}
+
 /* One buffer of a chain to add. */
 struct rpx_sg {
 	uint64_t addr;
@@ -483,7 +494,7 @@ static inline bool rpx_drv_unmute(struct rpx_drv *q)
 	else
 		rpx_put16(rpx_ring_w16(r->avail, RPX_RING_FLAGS), 0, r->swap);
 	rpx_fence_full((enum rpx_order)r->order); /* 2.7.14-1: the request before the second look */
-	return rpx_ring_used_idx(r) != q->last_used;
+	return rpx_drv_pending(q);
 }
 
 /* ------------------------------------------------------------------------------------------------- device ---- */
@@ -500,6 +511,17 @@ struct rpx_dev {
 	uint16_t held; /* heads taken and not pushed */
 	bool muted;
 };
+
+static inline int rpx_dev_broken(const struct rpx_dev *q)
+{
+	return q->broken;
+}
+
+/* Is something available that was not looked at yet? Reads one index. */
+static inline bool rpx_dev_pending(const struct rpx_dev *q)
+{
+	return rpx_ring_avail_idx(&q->ring) != q->last_avail;
+}
 
 /* A piece of a chain: memory that was checked, and whether the device may write it. */
 struct rpx_seg {
@@ -820,7 +842,7 @@ static inline bool rpx_dev_unmute(struct rpx_dev *q)
 	else
 		rpx_put16(rpx_ring_w16(r->used, RPX_RING_FLAGS), 0, r->swap);
 	rpx_fence_full((enum rpx_order)r->order);
-	return rpx_ring_avail_idx(r) != q->last_avail;
+	return rpx_dev_pending(q);
 }
 
 #endif

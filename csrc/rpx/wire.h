@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Everything that lies in shared memory: the split virtqueue (VIRTIO 1.2, 2.7), rpmsg and its name service
+ * Everything that lies in shared memory: the virtqueues (VIRTIO 1.2, 2.7 split, 2.8 packed), rpmsg and its name service
  * (Linux drivers/rpmsg/virtio_rpmsg_bus.c, include/linux/rpmsg/ns.h) and the resource table
  * (include/linux/remoteproc.h). Natural alignment, no packing, no bit fields, no flexible members.
  */
@@ -18,6 +18,7 @@
 #define RPX_F_INDIRECT_DESC 28
 #define RPX_F_EVENT_IDX 29
 #define RPX_F_VERSION_1 32
+#define RPX_F_RING_PACKED 34
 #define RPX_RPMSG_F_NS 0
 
 #define RPX_STATUS_ACKNOWLEDGE 1u
@@ -45,6 +46,21 @@ struct rpx_used_elem {
 #define RPX_RING_FLAGS 0u
 #define RPX_RING_IDX 2u
 #define RPX_RING_ENTRIES 4u
+
+#define RPX_PACKED_F_AVAIL 0x0080u
+#define RPX_PACKED_F_USED 0x8000u
+
+struct rpx_packed_desc {
+	struct rpx_w64 addr;
+	struct rpx_w32 len;
+	struct rpx_w16 id;
+	struct rpx_w16 flags;
+};
+
+/* struct pvirtq_event_suppress, 32 bits read and written at once: a position in the lower half, flags in the upper. */
+#define RPX_PACKED_EVENT_ENABLE 0u
+#define RPX_PACKED_EVENT_DISABLE 1u
+#define RPX_PACKED_EVENT_DESC 2u
 
 #define RPX_ADDR_ANY 0xffffffffu
 #define RPX_ADDR_NS 53u
@@ -121,6 +137,8 @@ struct rpx_rsc_vdev { /* followed by vring[num_of_vrings] and config[config_len]
 
 _Static_assert(sizeof(struct rpx_desc) == 16 && offsetof(struct rpx_desc, len) == 8 &&
 	       offsetof(struct rpx_desc, flags) == 12 && offsetof(struct rpx_desc, next) == 14, "struct virtq_desc");
+_Static_assert(sizeof(struct rpx_packed_desc) == 16 && offsetof(struct rpx_packed_desc, id) == 12 &&
+	       offsetof(struct rpx_packed_desc, flags) == 14, "struct pvirtq_desc");
 _Static_assert(sizeof(struct rpx_used_elem) == 8 && offsetof(struct rpx_used_elem, len) == 4, "struct virtq_used_elem");
 _Static_assert(sizeof(struct rpx_rpmsg_hdr) == 16 && offsetof(struct rpx_rpmsg_hdr, reserved) == 8 &&
 	       offsetof(struct rpx_rpmsg_hdr, len) == 12 && offsetof(struct rpx_rpmsg_hdr, flags) == 14, "struct rpmsg_hdr");

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A small model checker for the ring core: one driver, one device, a queue of two, and every interleaving of their
- * accesses under store buffers. It looks for a lost wake-up (an end sleeps for good while there is work) and for an
- * index that is seen before what it announces.
+ * A small model checker for the ring core: one driver, one device, a queue of two, split or packed, and every
+ * interleaving of their accesses under store buffers. It looks for a lost wake-up (an end sleeps for good while there is
+ * work) and for an index, or a descriptor's flags, seen before what they announce.
  *
  * An end is a function of what its loads returned. So a state is: per end the list of results so far, and its stores
  * that have not reached memory; plus memory. To find an end's next access the function is run again from its start,
@@ -49,11 +49,16 @@ struct state {
 	struct end ends[ENDS];
 };
 
+/* What the driver publishes at once: on a split ring a buffer, on a packed one a buffer, two, or a list of two. */
+enum shape { SPLIT, ONE, BATCH, LIST };
+
 struct config {
 	bool pso;
 	bool event_idx;
-	uint16_t start; /* both indices begin here */
+	uint16_t start; /* both indices, or places, begin here */
 	uint32_t messages;
+	enum shape shape;
+	uint32_t num;
 };
 
 static struct config config;
@@ -104,13 +109,21 @@ static void wrong(const char *what)
 
 /* ----------------------------------------------------------------------------------------------- the two ends ---- */
 
-/* Places in memory: descriptors 0, avail 32, used 48, and a word of payload per message from 80. */
+/*
+ * Places in memory: descriptors 0, avail 32, used 48, or event suppression 32 and 36; from 80 on, for each message a word
+ * of payload and one for the answer.
+ */
 #define PAYLOAD 80u
 #define ADDR 0x1000u
 
 static struct rpx_w32 *payload(uint32_t i)
 {
 	return (struct rpx_w32 *)(void *)(shared + PAYLOAD + 16u * i);
+}
+
+static struct rpx_w32 *answer(uint32_t i)
+{
+	return payload(i) + 2;
 }
 
 static void make_ring(struct rpx_ring *ring)
@@ -183,6 +196,129 @@ static __attribute__((noinline)) void device(void)
 	}
 }
 
+/* Of one buffer, odd messages are the device's to write; a list has one of each. */
+static bool readable(uint32_t i)
+{
+	return config.shape == LIST || i % 2 == 0;
+}
+
+static bool writable(uint32_t i)
+{
+	return config.shape == LIST || i % 2 != 0;
+}
+
+static uint32_t written(uint32_t i)
+{
+	return writable(i) ? 1 + i : 0;
+}
+
+static void make_packed(struct rpx_packed *q, struct rpx_packed_buf *bufs, bool device)
+{
+	struct rpx_packed_ring ring;
+	if (rpx_packed_ring_init(&ring, shared, shared + 32, shared + 36, config.num, RPX_ORDER_SMP, false) != 0)
+		abort();
+	ring.event_idx = config.event_idx;
+	rpx_packed_init(q, &ring, bufs, device, config.start);
+}
+
+/* Stage message i, if there is room. */
+static bool packed_add(struct rpx_packed *q, uint32_t i)
+{
+	struct rpx_sg sg[2];
+	uint32_t n = 0;
+	if (q->num_free < (config.shape == LIST ? 2 : 1))
+		return false;
+	if (readable(i)) {
+		rpx_put32(payload(i), 0xc0de + i, false);
+		sg[n++] = (struct rpx_sg){ ADDR + 16u * i, 4 + i };
+	}
+	if (writable(i))
+		sg[n++] = (struct rpx_sg){ ADDR + 16u * i + 8u, 4 + i };
+	if (rpx_packed_add(q, sg, readable(i), writable(i), i) != 0)
+		wrong("the driver cannot add");
+	return true;
+}
+
+/* Send as much as there is room for, take what came back, and wait for more where nothing did. */
+static __attribute__((noinline)) void packed_driver(void)
+{
+	struct rpx_packed q;
+	struct rpx_packed_buf bufs[2];
+	uint32_t sent = 0, back = 0; /* the latter a bit for each */
+	make_packed(&q, bufs, false);
+	while (back != (1u << config.messages) - 1) {
+		struct rpx_used used = { 0 };
+		uint32_t staged, got = 0;
+		int rc;
+		do {
+			for (staged = 0; staged < (config.shape == BATCH ? 2 : 1) && sent < config.messages; staged++, sent++)
+				if (!packed_add(&q, sent))
+					break;
+			if (rpx_packed_publish(&q))
+				take_step(KICK);
+		} while (staged > 0);
+		rpx_packed_mute(&q);
+		while ((rc = rpx_packed_get(&q, &used)) == 1) {
+			if (used.cookie >= sent || (back >> used.cookie & 1) != 0 || used.len != written(used.cookie))
+				wrong("the driver sees the flags of a used descriptor before the rest of it");
+			if (writable(used.cookie) && rpx_get32(answer(used.cookie), false) != 0xbeef + used.cookie)
+				wrong("the driver sees a used descriptor before its buffer");
+			back |= 1u << used.cookie;
+			got++;
+		}
+		if (rc < 0)
+			wrong("the driver sees a broken ring");
+		if (got == 0 && !rpx_packed_unmute(&q))
+			take_step(SLEEP);
+	}
+}
+
+/* Serve message i; all of it is there when the flags of its first descriptor are. */
+static void packed_serve(struct rpx_packed *q, struct rpx_packed_chain *c, uint32_t i)
+{
+	struct rpx_region region = { shared + PAYLOAD, ADDR, 16 * 6, RPX_PERM_READ | RPX_PERM_WRITE };
+	struct rpx_mem mem = { &region, 1 };
+	struct rpx_seg seg = { 0 };
+	if (readable(i)) {
+		if (rpx_packed_next(c, q, &mem, &seg) != 1 || seg.ptr != (uint8_t *)payload(i) || seg.len != 4 + i || seg.write)
+			wrong("the device sees the flags of an available descriptor before the rest of it");
+		if (rpx_get32(payload(i), false) != 0xc0de + i)
+			wrong("the device sees an available descriptor before its buffer");
+	}
+	if (writable(i)) {
+		if (rpx_packed_next(c, q, &mem, &seg) != 1 || seg.ptr != (uint8_t *)answer(i) || seg.len != 4 + i || !seg.write)
+			wrong("the device sees the flags of an available descriptor before the rest of it");
+		rpx_put32(answer(i), 0xbeef + i, false);
+	}
+	if (rpx_packed_next(c, q, &mem, &seg) != 0)
+		wrong("the device sees a list that is too long");
+}
+
+/* A batch is given back in the other order, so that ids change places. */
+static __attribute__((noinline)) void packed_device(void)
+{
+	struct rpx_packed q;
+	struct rpx_packed_buf bufs[2];
+	uint32_t done = 0;
+	make_packed(&q, bufs, true);
+	while (done < config.messages) {
+		struct rpx_packed_chain c[2];
+		uint32_t held = 0;
+		int rc = 0;
+		rpx_packed_mute(&q);
+		while (held < (config.shape == BATCH ? 2 : 1) && (rc = rpx_packed_pop(&q, &c[held])) == 1)
+			packed_serve(&q, &c[held++], done++);
+		if (rc < 0)
+			wrong("the device sees a broken ring");
+		for (uint32_t i = held; i-- > 0;)
+			rpx_packed_push(&q, c[i].id, written(done - held + i));
+		if (rpx_packed_publish(&q))
+			take_step(KICK);
+		if (held == 0 && !rpx_packed_unmute(&q))
+			take_step(SLEEP);
+	}
+}
+
 /* ------------------------------------------------------------------------------------------------- the search ---- */
 
 static struct state stack[DEPTH];
@@ -195,10 +331,8 @@ static enum op peek(const struct state *s, int who)
 	running = &s->ends[who];
 	step = 0;
 	if (setjmp(at_next) == 0) {
-		if (who == DRIVER)
-			driver();
-		else
-			device();
+		static void (*const ends[2][ENDS])(void) = { { driver, device }, { packed_driver, packed_device } };
+		ends[config.shape != SPLIT][who]();
 		next.op = END;
 	}
 	return next.op;
@@ -275,8 +409,11 @@ static uint64_t mix(uint64_t h, uint64_t v)
 static bool first_visit(const struct state *s)
 {
 	uint64_t h = 1;
-	for (uint32_t i = 0; i < sizeof s->memory; i++)
-		h = mix(h, s->memory[i]);
+	for (uint32_t i = 0; i < sizeof s->memory; i += 8) {
+		uint64_t word;
+		memcpy(&word, &s->memory[i], sizeof word);
+		h = mix(h, word);
+	}
 	for (int who = 0; who < ENDS; who++) {
 		const struct end *e = &s->ends[who];
 		h = mix(mix(mix(h, e->steps), e->n_stores), e->kicked);
@@ -319,11 +456,14 @@ static const char *explore(uint32_t depth)
 	static const char *const drains[2] = { "D.drain", "d.drain" };
 	struct state *s = &stack[depth], *to = s + 1;
 	const char *bad;
-	bool ended[ENDS], moved = false;
+	struct store next_load[ENDS];
+	enum op ops[ENDS];
+	bool moved = false;
 	if (depth + 1 == DEPTH)
 		abort();
 	for (int who = 0; who < ENDS; who++) {
-		ended[who] = settle(s, who) == END;
+		ops[who] = settle(s, who);
+		next_load[who] = next.store;
 		if (next.op == WRONG)
 			return fail(depth, next.wrong);
 	}
@@ -341,13 +481,13 @@ static const char *explore(uint32_t depth)
 			if ((bad = explore(depth + 1)) != NULL)
 				return bad;
 		}
-		enum op op = peek(s, who);
+		enum op op = ops[who];
 		/* A doorbell follows what it speaks of (rpx_fence_doorbell). */
 		if (!(op == LOAD || (op == KICK && e->n_stores == 0) || (op == SLEEP && e->kicked)))
 			continue;
 		moved = true;
 		*to = *s;
-		add_result(&to->ends[who], op == LOAD ? read_through(s, e, &next.store) : 0);
+		add_result(&to->ends[who], op == LOAD ? read_through(s, e, &next_load[who]) : 0);
 		if (op == KICK)
 			to->ends[!who].kicked = true;
 		else if (op == SLEEP)
@@ -356,22 +496,28 @@ static const char *explore(uint32_t depth)
 		if ((bad = explore(depth + 1)) != NULL)
 			return bad;
 	}
-	return !moved && !(ended[DRIVER] && ended[DEVICE]) ? fail(depth, "lost wake-up") : NULL;
+	return !moved && !(ops[DRIVER] == END && ops[DEVICE] == END) ? fail(depth, "lost wake-up") : NULL;
 }
 
 static bool run(struct config c)
 {
+	static const char *const shapes[] = { "split", "packed", "packed_batch", "packed_list" };
 	config = c;
 	n_seen = 0;
 	memset(seen_states, 0, sizeof *seen_states << SEEN_BITS);
 	memset(&stack[0], 0, sizeof stack[0]);
 	/* Both indices, and both thresholds, begin at `start`: avail.idx, used_event, used.idx, avail_event. */
 	static const uint16_t places[] = { 32 + 2, 32 + 4 + 4, 48 + 2, 48 + 4 + 16 };
-	for (uint32_t i = 0; i < 4; i++)
+	for (uint32_t i = 0; c.shape == SPLIT && i < 4; i++)
 		overlay(stack[0].memory, &(struct store){ places[i], 2, false, c.start });
+	/* Descriptors are as the round before has left them: used. */
+	for (uint16_t slot = 0; c.shape != SPLIT && slot < c.num; slot++) {
+		uint64_t flags = (slot < (c.start & 0x7fffu)) == (c.start >> 15) ? 0x8080u : 0;
+		overlay(stack[0].memory, &(struct store){ (uint16_t)(16u * slot + 14u), 2, false, flags });
+	}
 	bool ok = explore(0) == NULL;
-	printf("%s %s_%s_%u_messages_from_%u: %u states\n", ok ? "ok" : "FAIL", c.pso ? "pso" : "tso",
-	       c.event_idx ? "threshold" : "flag", (unsigned)c.messages, (unsigned)c.start, (unsigned)n_seen);
+	printf("%s %s_%s_%s_%u_messages_from_%u_of_%u: %u states\n", ok ? "ok" : "FAIL", shapes[c.shape], c.pso ? "pso" : "tso",
+	       c.event_idx ? "threshold" : "flag", (unsigned)c.messages, (unsigned)c.start, (unsigned)c.num, (unsigned)n_seen);
 	return ok;
 }
 
@@ -382,7 +528,15 @@ int main(void)
 	if (seen_states == NULL)
 		return 2;
 	for (int f = 0; f < 8; f++)
-		failed += !run((struct config){ (f & 1) != 0, (f & 2) != 0, f & 4 ? 65535 : 0, 2 });
+		failed += !run((struct config){ (f & 1) != 0, (f & 2) != 0, f & 4 ? 65535 : 0, 2, SPLIT, 2 });
+	/* From slot 1 the wrap counter changes on the way; a list of two, and a queue of one, use descriptors again. */
+	for (int f = 0; f < 4; f++) {
+		bool pso = (f & 1) != 0, event_idx = (f & 2) != 0;
+		failed += !run((struct config){ pso, event_idx, RPX_PACKED_START + 1, 2, ONE, 2 });
+		failed += !run((struct config){ pso, event_idx, RPX_PACKED_START, 2, ONE, 1 });
+		failed += !run((struct config){ pso, event_idx, 1, 3, BATCH, 2 });
+		failed += !run((struct config){ pso, event_idx, 1, 2, LIST, 2 });
+	}
 	free(seen_states);
 	return failed != 0;
 }

@@ -2,7 +2,8 @@
 /*
  * Driver and device in two threads, as fast as they can:
  *
- *   stress ring|rpmsg NUM COUNT [FLAGS]     FLAGS: e EVENT_IDX, s swapped fields, l legacy layout, d device barriers
+ *   stress ring|rpmsg NUM COUNT [FLAGS]     FLAGS: e EVENT_IDX, s swapped fields, l legacy layout, d device barriers,
+ *                                                  p packed ring
  *
  * A side sleeps only after un-muting and looking once more, and only a kick that the ring asked for wakes it. So a lost
  * kick or a missing fence is a stall. Sleeping is a bare futex with relaxed counters: it lends the ring no order that
@@ -35,7 +36,7 @@
 
 static const char *what;
 static uint32_t num, count;
-static bool event_idx, swap, legacy, device_order;
+static bool event_idx, swap, legacy, device_order, packed;
 
 static void die(int status, const char *who, const char *why, long a, long b)
 {
@@ -164,17 +165,56 @@ static void make_ring(struct rpx_ring *r)
 	r->indirect = true;
 }
 
+static void make_packed(struct rpx_packed_ring *r)
+{
+	uint8_t *desc = take(16u * num, 16), *by_driver = take(RPX_PACKED_EVENT_BYTES, 4);
+	if (rpx_packed_ring_init(r, desc, by_driver, take(RPX_PACKED_EVENT_BYTES, 4), num,
+				 device_order ? RPX_ORDER_DEVICE : RPX_ORDER_SMP, swap) != 0)
+		die(2, "ring", "init", 0, 0);
+	rpx_packed_ring_zero(r);
+	r->event_idx = event_idx;
+	r->indirect = true;
+}
+
+/* Of each kind of ring, both ends. */
+struct ends {
+	struct rpx_drv drv;
+	struct rpx_dev dev;
+	struct rpx_packed packed[2];
+};
+
+static void make_ends(struct ends *e)
+{
+	if (packed) {
+		struct rpx_packed_ring r;
+		make_packed(&r);
+		rpx_packed_init(&e->packed[0], &r, calloc(num, sizeof(struct rpx_packed_buf)), false, RPX_PACKED_START);
+		rpx_packed_init(&e->packed[1], &r, calloc(num, sizeof(struct rpx_packed_buf)), true, RPX_PACKED_START);
+	} else {
+		struct rpx_ring r;
+		make_ring(&r);
+		rpx_drv_init(&e->drv, &r, calloc(num, sizeof(struct rpx_drv_slot)));
+		rpx_dev_init(&e->dev, &r, calloc(num, sizeof(uint32_t)), 0, 0);
+	}
+}
+
 /* ------------------------------------------------------------------------------------------------- ring level ---- */
 
-static struct rpx_drv drv;
-static struct rpx_dev dev;
+static struct ends ends;
+static struct rpx_drv *const drv = &ends.drv;
+static struct rpx_dev *const dev = &ends.dev;
+static struct rpx_packed *const packed_drv = &ends.packed[DRIVER], *const packed_dev = &ends.packed[DEVICE];
 static struct rpx_mem mem;
 static struct rpx_region region;
 static uint8_t *slots_base;
 
+/* One operation that all queues have, on an end of the ring. */
+#define RING_OP(who, op) \
+	(packed ? rpx_packed_##op(&ends.packed[who]) : (who) == DRIVER ? rpx_drv_##op(drv) : rpx_dev_##op(dev))
+
 static bool ring_pending(int who)
 {
-	return who == DRIVER ? rpx_ring_used_idx(&drv.ring) != drv.last_used : rpx_ring_avail_idx(&dev.ring) != dev.last_avail;
+	return RING_OP(who, pending);
 }
 
 /* A chain in flight, as the driver remembers it. */
@@ -205,17 +245,21 @@ static int ring_send(struct rng *r, struct flight *f, uint32_t slot, uint32_t se
 		if (i >= f->n_out)
 			f->in_lens[i - f->n_out] = sg[i].len;
 	}
-	if (drv.num_free < (kind == 1 ? 1 : n))
+	if ((packed ? packed_drv->num_free : drv->num_free) < (kind == 1 ? 1 : n))
 		return RPX_E_FULL;
 	fill(bytes, f->out, DRIVER, seq);
 	for (uint32_t i = 0, at = 0; i < f->n_out; at += sg[i++].len)
 		memcpy(segment(slot, i), bytes + at, sg[i].len);
-	struct rpx_desc *table = (struct rpx_desc *)(void *)(slots_base + slot * SLOT);
+	uint8_t *table = slots_base + slot * SLOT;
+	if (packed)
+		return kind == 1 ? rpx_packed_add_indirect(packed_drv, (struct rpx_packed_desc *)(void *)table, addr_of(table), sg,
+							   f->n_out, f->n_in, slot)
+				 : rpx_packed_add(packed_drv, sg, f->n_out, f->n_in, slot);
 	if (kind == 1)
-		return rpx_drv_add_indirect(&drv, table, addr_of((uint8_t *)table), sg, f->n_out, f->n_in, slot);
+		return rpx_drv_add_indirect(drv, (struct rpx_desc *)(void *)table, addr_of(table), sg, f->n_out, f->n_in, slot);
 	if (n == 1)
-		return rpx_drv_add1(&drv, sg[0].addr, sg[0].len, f->n_in == 1, slot);
-	return rpx_drv_add(&drv, sg, f->n_out, f->n_in, slot);
+		return rpx_drv_add1(drv, sg[0].addr, sg[0].len, f->n_in == 1, slot);
+	return rpx_drv_add(drv, sg, f->n_out, f->n_in, slot);
 }
 
 /* What the device wrote: the first used.len of the writable bytes, however they are cut. */
@@ -254,11 +298,11 @@ static void *ring_driver(void *arg)
 		}
 		if (rc != 0 && rc != RPX_E_FULL)
 			die(1, "driver", rpx_error_text(rc), sent, back);
-		if (rpx_drv_publish(&drv))
+		if (RING_OP(DRIVER, publish))
 			kick(DEVICE);
-		rpx_drv_mute(&drv);
+		RING_OP(DRIVER, mute);
 		uint32_t got = 0;
-		while ((rc = rpx_drv_get(&drv, &used)) == 1) {
+		while ((rc = packed ? rpx_packed_get(packed_drv, &used) : rpx_drv_get(drv, &used)) == 1) {
 			struct flight *f = &flights[used.cookie];
 			if (!f->busy)
 				die(1, "driver", "not in flight", used.cookie, back);
@@ -269,28 +313,55 @@ static void *ring_driver(void *arg)
 		}
 		if (rc < 0)
 			die(1, "driver", rpx_error_text(rc), sent, back);
-		if (got == 0 && staged == 0 && !rpx_drv_unmute(&drv))
+		if (got == 0 && staged == 0 && !RING_OP(DRIVER, unmute))
 			sleep_until_kicked(DRIVER, ring_pending, back);
 	}
 	free(flights);
 	return NULL;
 }
 
+/* A buffer on its way through the device. */
+struct taken {
+	struct rpx_packed_chain list;
+	struct rpx_chain chain;
+	uint16_t id;
+	bool single;
+};
+
+static int ring_pop(struct taken *t)
+{
+	int rc = packed ? rpx_packed_pop(packed_dev, &t->list) : rpx_dev_pop(dev, &t->id);
+	t->single = false;
+	if (packed)
+		t->id = t->list.id;
+	else if (rc == 1)
+		rpx_chain_begin(&t->chain, dev, t->id, SEGS * SEG);
+	return rc;
+}
+
+/* The next element; of a split ring, the short way where it is the only one. */
+static int ring_next(struct taken *t, struct rpx_seg *seg, bool first)
+{
+	if (packed)
+		return rpx_packed_next(&t->list, packed_dev, &mem, seg);
+	if (first) {
+		int rc = rpx_dev_single(dev, &mem, t->id, seg);
+		t->single = rc == 1;
+		if (rc != 0)
+			return rc;
+	}
+	return t->single ? 0 : rpx_chain_next(&t->chain, dev, &mem, seg);
+}
+
 /* Walk the chain, check what can be read, write what can be written; the bytes written. */
-static uint32_t ring_serve(uint16_t head, uint32_t seq)
+static uint32_t ring_serve(struct taken *t, uint32_t seq)
 {
 	uint8_t in[SEGS * SEG], out[SEGS * SEG], want[SEGS * SEG];
 	struct { uint8_t *p; uint32_t n; } writes[SEGS];
-	struct rpx_chain c;
 	struct rpx_seg seg;
 	uint32_t n_in = 0, n_out = 0, n_writes = 0;
-	int rc = rpx_dev_single(&dev, &mem, head, &seg);
-	bool single = rc == 1;
-	if (rc == 0) {
-		rpx_chain_begin(&c, &dev, head, SEGS * SEG);
-		rc = rpx_chain_next(&c, &dev, &mem, &seg);
-	}
-	for (; rc == 1; rc = single ? 0 : rpx_chain_next(&c, &dev, &mem, &seg)) {
+	int rc;
+	for (bool first = true; (rc = ring_next(t, &seg, first)) == 1; first = false) {
 		if (seg.write) {
 			writes[n_writes].p = seg.ptr;
 			writes[n_writes++].n = seg.len;
@@ -301,7 +372,7 @@ static uint32_t ring_serve(uint16_t head, uint32_t seq)
 		}
 	}
 	if (rc < 0)
-		die(1, "device", rpx_error_text(rc), head, seq);
+		die(1, "device", rpx_error_text(rc), t->id, seq);
 	fill(want, n_in, DRIVER, seq);
 	if (memcmp(in, want, n_in) != 0)
 		die(1, "device", "bytes differ", seq, n_in);
@@ -322,9 +393,11 @@ static void *ring_device(void *arg)
 	while (seq < count || held > 0) {
 		uint32_t batch = 1 + rng_next(&r) % num, popped = 0;
 		int rc = 0;
-		rpx_dev_mute(&dev);
-		while (held < batch && (rc = rpx_dev_pop(&dev, &heads[held])) == 1) {
-			lens[held] = ring_serve(heads[held], seq++);
+		struct taken t;
+		RING_OP(DEVICE, mute);
+		while (held < batch && (rc = ring_pop(&t)) == 1) {
+			heads[held] = t.id;
+			lens[held] = ring_serve(&t, seq++);
 			held++;
 			popped++;
 		}
@@ -333,14 +406,14 @@ static void *ring_device(void *arg)
 		/* Back in any order; one may stay for the next round. */
 		for (uint32_t keep = popped > 0 && seq < count ? rng_next(&r) % 2 : 0; held > keep; held--) {
 			uint32_t i = rng_next(&r) % held;
-			if (rpx_dev_push(&dev, heads[i], lens[i]) != 0)
+			if ((packed ? rpx_packed_push(packed_dev, heads[i], lens[i]) : rpx_dev_push(dev, heads[i], lens[i])) != 0)
 				die(1, "device", "push", heads[i], seq);
 			heads[i] = heads[held - 1];
 			lens[i] = lens[held - 1];
 		}
-		if (rpx_dev_publish(&dev))
+		if (RING_OP(DEVICE, publish))
 			kick(DRIVER);
-		if (popped == 0 && held == 0 && seq < count && !rpx_dev_unmute(&dev))
+		if (popped == 0 && held == 0 && seq < count && !RING_OP(DEVICE, unmute))
 			sleep_until_kicked(DEVICE, ring_pending, seq);
 	}
 	free(heads);
@@ -350,14 +423,11 @@ static void *ring_device(void *arg)
 
 static void ring_setup(void)
 {
-	struct rpx_ring ring;
 	map_shared(rpx_ring_bytes(num, 64) + 64 + (size_t)num * SLOT);
-	make_ring(&ring);
+	make_ends(&ends);
 	slots_base = take_end((size_t)num * SLOT);
 	region = (struct rpx_region){ shared, ADDR, (uint64_t)(shared_end - shared), RPX_PERM_READ | RPX_PERM_WRITE };
 	mem = (struct rpx_mem){ &region, 1 };
-	rpx_drv_init(&drv, &ring, calloc(num, sizeof(struct rpx_drv_slot)));
-	rpx_dev_init(&dev, &ring, calloc(num, sizeof(uint32_t)), 0, 0);
 }
 
 /* ------------------------------------------------------------------------------------------------ rpmsg level ---- */
@@ -366,8 +436,6 @@ static void ring_setup(void)
 struct side {
 	struct rpx_rx rx;
 	struct rpx_tx tx;
-	struct rpx_drv drv;
-	struct rpx_dev dev;
 	uint8_t scratch[BUF];
 	int who;
 	uint32_t sent, received;
@@ -501,20 +569,14 @@ static void *link_side(void *arg)
 /* vring 0 carries device to driver, vring 1 driver to device; the pools fill the rest, up to the guard page. */
 static void link_setup(void)
 {
-	struct rpx_ring rings[2];
+	static struct ends vrings[2];
 	struct side *a = &sides[DRIVER], *b = &sides[DEVICE];
 	map_shared(2 * (rpx_ring_bytes(num, 64) + 64) + 2 * (size_t)num * BUF);
-	make_ring(&rings[0]);
-	make_ring(&rings[1]);
+	make_ends(&vrings[0]);
+	make_ends(&vrings[1]);
 	uint8_t *pools = take_end(2 * (size_t)num * BUF);
 	region = (struct rpx_region){ pools, addr_of(pools), 2 * (uint64_t)num * BUF, RPX_PERM_READ | RPX_PERM_WRITE };
 	mem = (struct rpx_mem){ &region, 1 };
-	static struct rpx_drv tx_drv;
-	static struct rpx_dev rx_dev;
-	rpx_drv_init(&a->drv, &rings[0], calloc(num, sizeof(struct rpx_drv_slot)));
-	rpx_drv_init(&tx_drv, &rings[1], calloc(num, sizeof(struct rpx_drv_slot)));
-	rpx_dev_init(&b->dev, &rings[0], calloc(num, sizeof(uint32_t)), 0, 0);
-	rpx_dev_init(&rx_dev, &rings[1], calloc(num, sizeof(uint32_t)), 0, 0);
 	for (int who = 0; who < 2; who++) {
 		struct side *s = &sides[who];
 		s->who = who;
@@ -526,10 +588,17 @@ static void link_setup(void)
 		s->rx.whole = num > 2;
 		s->tx.spare = calloc(2 * num, sizeof(uint32_t));
 	}
-	a->rx.drv = &a->drv;
-	a->tx.drv = &tx_drv;
-	b->tx.dev = &b->dev;
-	b->rx.dev = &rx_dev;
+	if (packed) {
+		a->rx.packed = &vrings[0].packed[DRIVER];
+		a->tx.packed = &vrings[1].packed[DRIVER];
+		b->tx.packed = &vrings[0].packed[DEVICE];
+		b->rx.packed = &vrings[1].packed[DEVICE];
+	} else {
+		a->rx.drv = &vrings[0].drv;
+		a->tx.drv = &vrings[1].drv;
+		b->tx.dev = &vrings[0].dev;
+		b->rx.dev = &vrings[1].dev;
+	}
 	a->rx.pool = (struct rpx_pool){ pools, addr_of(pools), BUF, num };
 	a->tx.pool = (struct rpx_pool){ pools + num * BUF, addr_of(pools) + num * BUF, BUF, num };
 	rpx_tx_start_drv(&a->tx);
@@ -552,7 +621,8 @@ int main(int argc, char **argv)
 	swap = strchr(flags, 's') != NULL;
 	legacy = strchr(flags, 'l') != NULL;
 	device_order = strchr(flags, 'd') != NULL;
-	if ((!is_ring && strcmp(argv[1], "rpmsg") != 0) || num == 0 || num > 4096 || strspn(flags, "esld") != strlen(flags))
+	packed = strchr(flags, 'p') != NULL;
+	if ((!is_ring && strcmp(argv[1], "rpmsg") != 0) || num == 0 || num > 4096 || strspn(flags, "esldp") != strlen(flags))
 		return 2;
 	if (is_ring)
 		ring_setup();

@@ -15,8 +15,10 @@ pytestmark = pytest.mark.mutation
 #: Programs by what they see: source, build, and the runs of which one must fail.
 PROGRAMS: dict[str, tuple[str, str, list[list[str]]]] = {
     "ring": ("ring", "plain", [[]]),
+    "packed": ("packed", "plain", [[]]),
     "explore": ("explore", "plain", [[]]),
     "tsan": ("stress", "tsan", [["ring", "4", "20000"], ["rpmsg", "4", "20000"]]),
+    "tsan-packed": ("stress", "tsan", [["ring", "3", "20000", "p"], ["rpmsg", "3", "20000", "pe"]]),
 }
 
 

@@ -36,6 +36,11 @@ STRESS = [
     ("rpmsg", 2, 20_000, "e"),
     ("rpmsg", 4, 20_000, "sl"),
     ("rpmsg", 16, 70_000, ""),
+    ("ring", 1, 20_000, "pe"),
+    ("ring", 3, 40_000, "p"),
+    ("ring", 16, 40_000, "pes"),
+    ("rpmsg", 3, 10_000, "pe"),
+    ("rpmsg", 16, 40_000, "ps"),
 ]
 
 
@@ -43,36 +48,53 @@ def needs(build: str) -> None:
     require(can_build(*SANITIZERS[build]), f"gcc with {' '.join(SANITIZERS[build])} does not work here")
 
 
+def keeps_its_rules(program: Path, tests: int) -> None:
+    status, output = run([program], timeout=60)
+    assert status == 0, output
+    assert output.count("ok ") == tests and "FAIL" not in output
+
+
 @pytest.mark.parametrize("build", ["plain", "asan+ubsan"])
 def test_ring_rules(tmp_path: Path, build: str) -> None:
     needs(build)
-    status, output = run([build_c("ring", tmp_path, build=build)], timeout=60)
-    assert status == 0, output
-    assert output.count("ok ") > 40 and "FAIL" not in output
+    keeps_its_rules(build_c("ring", tmp_path, build=build), 53)
 
 
 def test_ring_rules_32_bit(tmp_path: Path) -> None:
     """64-bit fields are read in halves there."""
     require(can_build("-m32"), "gcc -m32 does not work here")
-    status, output = run([build_c("ring", tmp_path, flags=["-m32"])], timeout=60)
-    assert status == 0, output
+    keeps_its_rules(build_c("ring", tmp_path, flags=["-m32"]), 53)
 
 
+@pytest.mark.rule("2.8.9-F1", "2.8.12-2", "2.8.15-4", "2.8.16-1", "2.8.16-2", "2.8.17-6")
+@pytest.mark.parametrize("build", ["plain", "asan+ubsan"])
+def test_packed_ring_rules(tmp_path: Path, build: str) -> None:
+    needs(build)
+    keeps_its_rules(build_c("packed", tmp_path, build=build), 37)
+
+
+def test_packed_ring_rules_32_bit(tmp_path: Path) -> None:
+    require(can_build("-m32"), "gcc -m32 does not work here")
+    keeps_its_rules(build_c("packed", tmp_path, flags=["-m32"]), 37)
+
+
+@pytest.mark.rule("2.8.17-6", "2.8.21.1.1-1", "2.8.21.3.1-1", "2.8.22-1")
 @pytest.mark.parametrize("build", ["plain", "asan+ubsan"])
 def test_no_interleaving_loses_a_wake_up(tmp_path: Path, build: str) -> None:
     needs(build)
     status, output = run([build_c("explore", tmp_path, build=build)], timeout=120)
     assert status == 0, output
-    assert output.count("ok ") == 8
+    assert output.count("ok split") == 8 and output.count("ok packed") == 16
 
 
 def test_explorer_finds_the_missing_fence(tmp_path: Path) -> None:
     needs("plain")
     status, output = run([build_c("explore", tmp_path, flags=["-DEXPLORE_NO_FENCE"])], timeout=120)
     assert status == 1
-    assert output.count("lost wake-up") == 8 and "ok " not in output
+    assert output.count("lost wake-up") == 24 and "ok " not in output
 
 
+@pytest.mark.rule("2.8.16-1")
 @pytest.mark.parametrize("build", ["plain", "asan+ubsan", "tsan"])
 def test_two_threads(tmp_path: Path, build: str) -> None:
     needs(build)
@@ -87,8 +109,9 @@ def test_two_threads_with_device_barriers(tmp_path: Path) -> None:
     needs("plain")
     program = build_c("stress", tmp_path)
     for mode in "ring", "rpmsg":
-        status, output = run([program, mode, "4", "20000", "ed"], timeout=60)
-        assert status == 0, output
+        for flags in "ed", "pd":
+            status, output = run([program, mode, "4", "20000", flags], timeout=60)
+            assert status == 0, output
 
 
 @functools.cache
