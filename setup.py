@@ -45,7 +45,13 @@ setup(
     ext_modules=cythonize(
         [
             extension(name)
-            for name in ("rpmsgx.memory.guard", "rpmsgx.notify.register", "rpmsgx.virtio.ring", "rpmsgx.rpmsg.bus")
+            for name in (
+                "rpmsgx.memory.guard",
+                "rpmsgx.notify.register",
+                "rpmsgx.virtio.ring",
+                "rpmsgx.virtio.packed",
+                "rpmsgx.rpmsg.bus",
+            )
         ],
         compiler_directives={
             "language_level": 3,

@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 cdef extern from "rpx.h" nogil:
     enum:
         RPX_E_AVAIL_IDX
+        RPX_E_CHAIN_BYTES
         RPX_E_DESC_READONLY
         RPX_E_INVAL
         RPX_E_FULL
@@ -143,6 +144,43 @@ cdef extern from "rpx.h" nogil:
     void rpx_dev_mute(rpx_dev *)
     bint rpx_dev_unmute(rpx_dev *)
 
+    struct rpx_packed_desc:
+        pass
+    struct rpx_packed_ring:
+        rpx_packed_desc *desc
+        rpx_w32 *driver
+        rpx_w32 *device
+        uint16_t num
+        bint swap
+        bint event_idx
+        bint indirect
+    struct rpx_packed_buf:
+        pass
+    struct rpx_packed:
+        rpx_packed_ring ring
+        int broken
+        uint32_t pub
+        uint16_t num_free
+        uint32_t taken
+        uint32_t given
+    struct rpx_packed_chain:
+        uint16_t id
+    const uint32_t RPX_PACKED_START
+    const char *rpx_packed_error_rule(int)
+    const char *rpx_packed_error_text(int)
+    int rpx_packed_ring_init(rpx_packed_ring *, uint8_t *, uint8_t *, uint8_t *, uint32_t, rpx_order, bint)
+    void rpx_packed_ring_zero(const rpx_packed_ring *)
+    void rpx_packed_init(rpx_packed *, const rpx_packed_ring *, rpx_packed_buf *, bint, uint32_t)
+    bint rpx_packed_publish(rpx_packed *)
+    void rpx_packed_mute(rpx_packed *)
+    bint rpx_packed_unmute(rpx_packed *)
+    int rpx_packed_add(rpx_packed *, const rpx_sg *, uint32_t, uint32_t, uint32_t)
+    int rpx_packed_add_indirect(rpx_packed *, rpx_packed_desc *, uint64_t, const rpx_sg *, uint32_t, uint32_t, uint32_t)
+    int rpx_packed_get(rpx_packed *, rpx_used *)
+    int rpx_packed_pop(rpx_packed *, rpx_packed_chain *)
+    int rpx_packed_next(rpx_packed_chain *, rpx_packed *, const rpx_mem *, rpx_seg *)
+    int rpx_packed_push(rpx_packed *, uint16_t, uint32_t)
+
     struct rpx_pool:
         uint8_t *base
         uint64_t addr
@@ -159,6 +197,7 @@ cdef extern from "rpx.h" nogil:
     struct rpx_rx:
         rpx_drv *drv
         rpx_dev *dev
+        rpx_packed *packed
         const rpx_mem *mem
         rpx_pool pool
         uint8_t *scratch
@@ -176,11 +215,13 @@ cdef extern from "rpx.h" nogil:
     void rpx_rx_mute(rpx_rx *)
     bint rpx_rx_unmute(rpx_rx *)
     bint rpx_rx_pending(const rpx_rx *)
+    uint32_t rpx_rx_num(const rpx_rx *)
     int rpx_rx_broken(const rpx_rx *)
 
     struct rpx_tx:
         rpx_drv *drv
         rpx_dev *dev
+        rpx_packed *packed
         const rpx_mem *mem
         rpx_pool pool
         uint32_t *spare
@@ -206,6 +247,8 @@ cdef extern from "rpx.h" nogil:
     void rpx_tx_mute(rpx_tx *)
     bint rpx_tx_unmute(rpx_tx *)
     bint rpx_tx_pending(const rpx_tx *)
+    uint32_t rpx_tx_posted(const rpx_tx *)
+    uint32_t rpx_tx_outstanding(const rpx_tx *, uint32_t)
     int rpx_tx_broken(const rpx_tx *)
 
     struct rpx_rx_run:

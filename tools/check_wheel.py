@@ -17,6 +17,7 @@ WANTED = (
 EXTENSIONS = (
     "rpmsgx/rpmsg/bus",
     "rpmsgx/virtio/ring",
+    "rpmsgx/virtio/packed",
     "rpmsgx/memory/guard",
     "rpmsgx/notify/register",
     "rpmsgx/remoteproc/_native",

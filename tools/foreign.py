@@ -87,6 +87,7 @@ LEFT_OUT = {
     "tests/unit/test_memfd_link.py::test_a_bad_handover_is_refused_and_leaves_nothing": "qemu-user loses MSG_CTRUNC",
     "tests/unit/test_vhost_user_link.py::test_an_eventfd_is_rung_without_being_written": "qemu-user has no io_setup(2)",
     # Random, or very many of the same: half a minute each, emulated.
+    "tests/hostile/test_packed_ring.py::test_nothing_but_typed_errors": "long",
     "tests/hostile/test_resource_table.py::test_no_change_makes_the_host_write_what_it_was_not_given": "long",
     "tests/hostile/test_ring.py::test_nothing_but_typed_errors": "long",
     "tests/hostile/test_rpmsg.py::test_a_hundred_thousand_announcements": "long",

@@ -157,6 +157,9 @@ cdef class Memory:
         view = memoryview(self.pins[i])[start:start + seg.len]
         return view if seg.write or view.readonly else view.toreadonly()
 
+    cdef list views(self, const rpx_seg *segs, uint32_t n):
+        return [(self.slice(&segs[i]), bool(segs[i].write)) for i in range(n)]
+
 
 cdef list cut(tuple interval, low, high):
     """What is left of (addr, size, pin, offset in pin) without [low, high)."""
@@ -172,60 +175,107 @@ cdef list cut(tuple interval, low, high):
     return left
 
 
-cdef class Ring:
-    """Where a split ring lies: what DriverQueue and DeviceQueue have in common. Not to be made by itself."""
+cdef class Parts:
+    """Memory that holds a ring in three parts, split or packed. Not to be made by itself."""
 
-    cdef int attach(self, object buffer, object num, object align, object parts, object offset, bint version_1,
-                    bint event_idx, bint indirect, str kind) except -1:
-        cdef uint32_t n = <uint32_t>power_of_two(num, "num", 1, RPX_QUEUE_MAX)
+    cdef int locate(self, object buffer, object offset, str kind, tuple parts) except -1:
+        """Check and keep where the `parts` lie, each (name, offset, size, alignment)."""
         if kind not in KINDS:
             raise ValueError(f"kind is {kind!r}, not one of {', '.join(KINDS)}")
         pin = _Pin(buffer, True)
         cdef uint64_t room = pin.view.len
         start = number(offset, "offset", 0, room)
-        if parts is None:
-            alignment = <uint32_t>power_of_two(align, "align", 4, 1 << 30)
-            places = (0, 16 * n, rpx_ring_used_offset(n, <uint32_t>alignment))
-        else:
-            desc, avail, used = parts
-            places = (desc, avail, used)
-        base = <uint8_t *>pin.view.buf
-        found = []
-        for name, place, size, unit in zip(("descriptor table", "avail ring", "used ring"), places,
-                                           (16 * n, 6 + 2 * n, 6 + 8 * n), (16, 2, 4)):
+        self.parts = []
+        for name, place, size, unit in parts:
             place = start + number(place, name + " offset", 0, UINT64_MAX)
             if place + size > room:
                 raise ValueError(f"the {name} [{place}, {place + size}) leaves the buffer of {room} bytes")
-            if (<uintptr_t>base + place) % unit:
+            if (<uintptr_t>pin.view.buf + place) % unit:
                 raise ValueError(f"the {name} at offset {place} is not aligned to {unit} bytes in memory")
-            for other, low, high in found:
+            for other, low, high in self.parts:
                 if place < high and low < place + size:
                     raise ValueError(f"the {name} [{place}, {place + size}) overlaps the {other} [{low}, {high})")
-            found.append((name, place, place + size))
+            self.parts.append((name, place, place + size))
         self.kind = <rpx_kind><int>KINDS[kind]
-        if rpx_ring_init(&self.ring, base + <size_t>found[0][1], base + <size_t>found[1][1],
-                         base + <size_t>found[2][1], n, rpx_kind_order(self.kind), version_1 and RPX_BIG_ENDIAN):
-            raise ValueError("no ring")  # every reason was looked at above
-        self.ring.event_idx = event_idx
-        self.ring.indirect = indirect
-        self.little = version_1
         self.pin = pin
         return 0
+
+    cdef uint8_t *part(self, int which) except NULL:
+        return <uint8_t *>self.pin.view.buf + <size_t>self.parts[which][1]
 
     cdef int open(self) except -1:
         if self.pin is None:
             raise Closed("the queue is closed")
         return 0
 
-    cdef object array(self, const void *start, object shape, object fields):
+    cdef object array(self, int which, object shape, object fields):
+        """The memory of a part."""
         self.open()
         try:
             import numpy
         except ImportError:
             raise ImportError("views of a ring need numpy: pip install rpmsgx[bench]") from None
-        offset = <uintptr_t>start - <uintptr_t>self.pin.view.buf
-        order = "<" if self.little else "="
-        return numpy.ndarray(shape, typed(fields, order), memoryview(self.pin), offset)
+        return numpy.ndarray(shape, typed(fields, "<" if self.little else "="), memoryview(self.pin),
+                             self.parts[which][1])
+
+    cdef uint8_t *table(self, uint64_t offset, uint64_t address, uint64_t size) except NULL:
+        """Where an indirect table of the driver's is to be written."""
+        cdef uint64_t room = self.pin.view.len
+        if offset > room or size > room - offset:
+            raise ValueError(f"the table [{offset}, {offset + size}) leaves the buffer of {room} bytes")
+        cdef uint8_t *start = <uint8_t *>self.pin.view.buf + offset
+        if <uintptr_t>start % 16 or address % 16 or address > UINT64_MAX - (size - 1):
+            raise ValueError(f"the table at offset {offset}, address {address:#x} is not aligned to 16 bytes")
+        for _, low, high in self.parts:
+            if offset < high and low < offset + size:
+                raise ValueError(f"the table [{offset}, {offset + size}) overlaps the ring")
+        return start
+
+    cdef int reach(self, object memory) except -1:
+        """Keep what a device's descriptors may point at."""
+        if memory is None:
+            memory = Memory([(0, self.pin)], exclude=[(low, high - low) for _, low, high in self.parts])
+        if not isinstance(memory, Memory):
+            raise TypeError(f"memory is a {type(memory).__name__}, not a Memory")
+        self.memory = memory
+        return 0
+
+    def close(self):
+        """Let go of the memory; every other call raises Closed then. Views that were handed out keep it alive.
+
+        Leaves the ring as it is. Closing twice does nothing.
+        """
+        self.pin = None
+        self.memory = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+
+cdef class Ring(Parts):
+    """Where a split ring lies: what DriverQueue and DeviceQueue have in common. Not to be made by itself."""
+
+    cdef int attach(self, object buffer, object num, object align, object parts, object offset, bint version_1,
+                    bint event_idx, bint indirect, str kind) except -1:
+        cdef uint32_t n = <uint32_t>power_of_two(num, "num", 1, RPX_QUEUE_MAX)
+        if parts is None:
+            parts = 0, 16 * n, rpx_ring_used_offset(n, <uint32_t>power_of_two(align, "align", 4, 1 << 30))
+        desc, avail, used = parts
+        self.locate(buffer, offset, kind, (
+            ("descriptor table", desc, 16 * n, 16),
+            ("avail ring", avail, 6 + 2 * n, 2),
+            ("used ring", used, 6 + 8 * n, 4),
+        ))
+        if rpx_ring_init(&self.ring, self.part(0), self.part(1), self.part(2), n, rpx_kind_order(self.kind),
+                         version_1 and RPX_BIG_ENDIAN):
+            raise ValueError("no ring")  # every reason was looked at above
+        self.ring.event_idx = event_idx
+        self.ring.indirect = indirect
+        self.little = version_1
+        return 0
 
     @property
     def num(self):
@@ -240,44 +290,82 @@ cdef class Ring:
         several fields are not atomic, and the memory stays exported while one of them lives. Their byte order is
         the ring's. Raises ImportError without numpy, Closed after close().
         """
-        return self.array(self.ring.desc, (self.ring.num,),
+        return self.array(0, (self.ring.num,),
                           [("addr", "u8"), ("len", "u4"), ("flags", "u2"), ("next", "u2")])
 
     @property
     def avail(self):
         """The avail ring as it lies in memory: one record flags, idx, ring[num], used_event. See `desc`."""
-        return self.array(self.ring.avail, (),
+        return self.array(1, (),
                           [("flags", "u2"), ("idx", "u2"), ("ring", "u2", (self.ring.num,)), ("used_event", "u2")])
 
     @property
     def used(self):
         """The used ring as it lies in memory: one record flags, idx, ring[num] of id, len, avail_event. See `desc`."""
-        return self.array(self.ring.used, (),
+        return self.array(2, (),
                           [("flags", "u2"), ("idx", "u2"), ("ring", [("id", "u4"), ("len", "u4")], (self.ring.num,)),
                            ("avail_event", "u2")])
-
-    def close(self):
-        """Let go of the memory; every other call raises Closed then. Views that were handed out keep it alive.
-
-        Leaves the ring as it is. Closing twice does nothing.
-        """
-        self.pin = None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        self.close()
-
-
-cdef bint touches(const uint8_t *a, uint64_t a_size, const uint8_t *b, uint64_t b_size) noexcept:
-    return <uintptr_t>a < <uintptr_t>b + b_size and <uintptr_t>b < <uintptr_t>a + a_size
 
 
 cdef list typed(list fields, str order):
     """A numpy dtype's fields in a byte order."""
     return [(name, order + kind if isinstance(kind, str) else typed(kind, order), *shape)
             for name, kind, *shape in fields]
+
+
+cdef tuple checked(object buffers):
+    """Pairs (address, length) of the caller's."""
+    pairs = []
+    for addr, size in buffers:
+        size = number(size, "length", 1, UINT32_MAX)
+        pairs.append((number(addr, "address", 0, UINT64_MAX - (size - 1)), size))
+    return tuple(pairs)
+
+
+cdef uint32_t fill(rpx_sg *sg, tuple pairs, uint32_t num) except 0:
+    if not 0 < len(pairs) <= num:
+        raise ValueError(f"a chain of {len(pairs)} buffers for a queue of {num} descriptors")
+    cdef uint32_t n = <uint32_t>len(pairs)
+    for i in range(n):
+        sg[i].addr, sg[i].len = pairs[i]
+    return n
+
+
+cdef bytes gather(const rpx_seg *segs, uint32_t n, rpx_kind kind):
+    """The device-readable bytes of a chain."""
+    cdef Py_ssize_t size = 0
+    cdef uint32_t i
+    for i in range(n):
+        if not segs[i].write:
+            size += segs[i].len
+    data = PyBytes_FromStringAndSize(NULL, size)
+    cdef char *to = PyBytes_AS_STRING(data)
+    for i in range(n):
+        if not segs[i].write:
+            rpx_copy_from(to, segs[i].ptr, segs[i].len, kind)
+            to += segs[i].len
+    return data
+
+
+cdef bint scatter(const rpx_seg *segs, uint32_t n, rpx_kind kind, _Pin source) except -1:
+    """Write `source` to the start of a chain's device-writable bytes; False where there are none."""
+    cdef uint64_t left = source.view.len
+    cdef uint64_t room = 0
+    cdef uint32_t i
+    for i in range(n):
+        if segs[i].write:
+            room += segs[i].len
+    if room and left > room:
+        raise MessageSize(f"{left} bytes into a chain with {room} device-writable ones")
+    cdef const uint8_t *bytes_ = <const uint8_t *>source.view.buf
+    cdef uint32_t step
+    for i in range(n):
+        if left and segs[i].write:
+            step = segs[i].len if segs[i].len < left else <uint32_t>left
+            rpx_copy_to(segs[i].ptr, bytes_, step, kind)
+            bytes_ += step
+            left -= step
+    return room != 0
 
 
 cdef class DriverQueue(Ring):
@@ -338,43 +426,21 @@ cdef class DriverQueue(Ring):
             place, address_ = table
             offset = number(place, "table offset", 0, UINT64_MAX)
             address = number(address_, "table address", 0, UINT64_MAX)
-        pairs = []
-        outs, ins = tuple(out), tuple(in_)
-        for addr, size in outs + ins:
-            size = number(size, "length", 1, UINT32_MAX)
-            pairs.append((number(addr, "address", 0, UINT64_MAX - (size - 1)), size))
+        outs, ins = checked(out), checked(in_)
         self.ready()  # from here on no code of the caller's runs
-        cdef uint32_t n = <uint32_t>len(pairs)
-        if not 0 < len(pairs) <= self.ring.num:
-            raise ValueError(f"a chain of {len(pairs)} buffers for a queue of {self.ring.num} descriptors")
-        for i in range(n):
-            self.sg[i].addr, self.sg[i].len = pairs[i]
+        cdef uint32_t n = fill(self.sg, outs + ins, self.ring.num)
         cdef int rc
         if table is None:
             rc = rpx_drv_add(&self.queue, self.sg, <uint32_t>len(outs), <uint32_t>len(ins), cookie_)
         else:
             if not self.ring.indirect:
                 raise StateError("indirect descriptors were not negotiated (2.7.5.3.1-1)")
-            rc = rpx_drv_add_indirect(&self.queue, self.table(offset, address, n), address, self.sg,
-                                      <uint32_t>len(outs), <uint32_t>len(ins), cookie_)
+            rc = rpx_drv_add_indirect(&self.queue, <rpx_desc *><void *>self.table(offset, address, 16 * n), address,
+                                      self.sg, <uint32_t>len(outs), <uint32_t>len(ins), cookie_)
         if rc == RPX_E_FULL:
             raise StateError(f"{1 if table is not None else n} descriptors wanted, {self.queue.num_free} free")
         if rc < 0:
-            raise ValueError(f"a chain of {sum([size for _, size in pairs])} bytes, more than {UINT32_MAX}")
-
-    cdef rpx_desc *table(self, uint64_t offset, uint64_t address, uint32_t n) except NULL:
-        cdef uint64_t room = self.pin.view.len
-        cdef uint64_t size = 16 * <uint64_t>n
-        if offset > room or size > room - offset:
-            raise ValueError(f"the table [{offset}, {offset + size}) leaves the buffer of {room} bytes")
-        cdef uint8_t *start = <uint8_t *>self.pin.view.buf + offset
-        if <uintptr_t>start % 16 or address % 16 or address > UINT64_MAX - (size - 1):
-            raise ValueError(f"the table at offset {offset}, address {address:#x} is not aligned to 16 bytes")
-        if (touches(start, size, self.ring.desc, 16 * self.ring.num) or
-                touches(start, size, self.ring.avail, 6 + 2 * self.ring.num) or
-                touches(start, size, self.ring.used, 6 + 8 * self.ring.num)):
-            raise ValueError(f"the table [{offset}, {offset + size}) overlaps the ring")
-        return <rpx_desc *><void *>start
+            raise ValueError(f"a chain of {sum([size for _, size in outs + ins])} bytes, more than {UINT32_MAX}")
 
     def publish(self):
         """Show everything staged to the device. True: it wants a kick."""
@@ -443,16 +509,7 @@ cdef class DeviceQueue(Ring):
     def __cinit__(self, buffer, num, *, memory=None, align=4096, parts=None, offset=0, version_1=False,
                   event_idx=False, indirect=False, kind="cached", avail_idx=0, used_idx=0):
         self.attach(buffer, num, align, parts, offset, version_1, event_idx, indirect, kind)
-        if memory is None:
-            base = <uintptr_t>self.pin.view.buf
-            memory = Memory([(0, self.pin)], exclude=[
-                (<uintptr_t>self.ring.desc - base, 16 * self.ring.num),
-                (<uintptr_t>self.ring.avail - base, 6 + 2 * self.ring.num),
-                (<uintptr_t>self.ring.used - base, 6 + 8 * self.ring.num),
-            ])
-        if not isinstance(memory, Memory):
-            raise TypeError(f"memory is a {type(memory).__name__}, not a Memory")
-        self.memory = memory
+        self.reach(memory)
         self.seen = <uint32_t *>PyMem_Calloc(self.ring.num, sizeof(uint32_t))
         self.segs = <rpx_seg *>PyMem_Calloc(self.ring.num, sizeof(rpx_seg))
         if self.seen == NULL or self.segs == NULL:
@@ -463,14 +520,6 @@ cdef class DeviceQueue(Ring):
     def __dealloc__(self):
         PyMem_Free(self.seen)
         PyMem_Free(self.segs)
-
-    def close(self):
-        """Let go of the memory; every other call raises Closed then. Views that were handed out keep it alive.
-
-        Leaves the ring as it is. Closing twice does nothing.
-        """
-        self.pin = None
-        self.memory = None
 
     cdef int ready(self) except -1:
         self.open()
@@ -518,24 +567,12 @@ cdef class DeviceQueue(Ring):
         """
         cdef uint64_t limit = number(max_bytes, "max_bytes", 0, UINT32_MAX)
         cdef uint32_t n = self.walk(head, limit)
-        cdef Memory memory = self.memory
-        return [(memory.slice(&self.segs[i]), bool(self.segs[i].write)) for i in range(n)]
+        return self.memory.views(self.segs, n)
 
     def read(self, head, max_bytes=65551):
         """The device-readable bytes of a held chain, b"" if it has none. Errors and `max_bytes` as for chain()."""
         cdef uint32_t n = self.walk(head, number(max_bytes, "max_bytes", 0, UINT32_MAX))
-        cdef Py_ssize_t size = 0
-        cdef uint32_t i
-        for i in range(n):
-            if not self.segs[i].write:
-                size += self.segs[i].len
-        data = PyBytes_FromStringAndSize(NULL, size)
-        cdef char *to = PyBytes_AS_STRING(data)
-        for i in range(n):
-            if not self.segs[i].write:
-                rpx_copy_from(to, self.segs[i].ptr, self.segs[i].len, self.kind)
-                to += self.segs[i].len
-        return data
+        return gather(self.segs, n, self.kind)
 
     def write(self, head, data):
         """Write `data` (bytes-like) to the start of a held chain's device-writable bytes; how many bytes that were.
@@ -544,26 +581,10 @@ cdef class DeviceQueue(Ring):
         the queue. Other errors as for chain().
         """
         cdef _Pin source = _Pin(data, False)
-        cdef uint64_t left = source.view.len
-        cdef uint64_t room = 0
         cdef uint32_t n = self.walk(head, UINT32_MAX)
-        cdef uint32_t i
-        for i in range(n):
-            if self.segs[i].write:
-                room += self.segs[i].len
-        if room == 0:
+        if not scatter(self.segs, n, self.kind, source):
             self.queue.broken = RPX_E_DESC_READONLY
             raise peer_error(RPX_E_DESC_READONLY)
-        if left > room:
-            raise MessageSize(f"{left} bytes into a chain with {room} device-writable ones")
-        cdef const uint8_t *bytes_ = <const uint8_t *>source.view.buf
-        cdef uint32_t step
-        for i in range(n):
-            if left and self.segs[i].write:
-                step = self.segs[i].len if self.segs[i].len < left else <uint32_t>left
-                rpx_copy_to(self.segs[i].ptr, bytes_, step, self.kind)
-                bytes_ += step
-                left -= step
         return source.view.len
 
     def push(self, head, length=0):
