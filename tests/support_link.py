@@ -11,7 +11,10 @@ from typing import Any
 
 import rpmsgx
 
-TRANSPORTS = ("virtual", "file", "memfd", "vhost-user", "file modern", "memfd modern")
+TRANSPORTS = (
+    *("virtual", "file", "memfd", "vhost-user", "file modern", "memfd modern"),
+    *("memfd modern packed", "vhost-user packed"),
+)
 ROLES = ("driver", "device")
 WAIT = 10.0  # seconds after which a wait that must end is a failure
 ROUNDS = int(os.environ.get("RPMSGX_ROUNDS", "20000"))
@@ -32,10 +35,12 @@ class Pair:
     """Both ends of a link: `near` has the role that was asked for, `far` is its peer."""
 
     def __init__(self, transport: str, role: str, folder: Path) -> None:
-        transport, _, layout = transport.partition(" ")
+        transport, *words = transport.split()
         place = {"virtual": f"test-{next(_count)}", "file": str(folder / "link")}
         self.transport = transport
-        self.options = {"layout": layout} if layout else {}
+        self.options: dict[str, Any] = {"packed": "packed" in words}
+        if "modern" in words:
+            self.options["layout"] = "modern"
         self.url = f"{transport}:{place.get(transport, folder / 'socket')}"
         self.role = role
         self.far_role = ROLES[1 - ROLES.index(role)]

@@ -3,6 +3,8 @@
 
     0x0000  the block, 256 bytes             driver by hand: rings at VRINGS, buffers at POOL (support_wire)
     0x4000  vring 0 of our driver            0x8000  vring 1, 0x10000 its buffers, 0x80000 the end
+
+Split rings are those of support_wire; packed ones are here.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from rpmsgx.memory.space import AddressSpace
 from rpmsgx.notify.doorbell import readable
 from rpmsgx.virtio.modern import Block, ModernLayout, ModernLink
 
-VERSION_1 = 1 << 32
+VERSION_1, RING_PACKED = 1 << 32, 1 << 34
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
 AGREED, UP = 11, 15
 
@@ -64,25 +66,69 @@ def _little(value: int, width: int) -> int:
     return int.from_bytes(value.to_bytes(width, sys.byteorder), "little")
 
 
+class RawPackedRing:
+    """A packed ring (VIRTIO 2.8): `avail` and `used` are the suppression structures of driver and device.
+
+    Slots are counted on from 0 without an end: the wrap counter of slot `n` is 1 in the first lap, then 0, and so on.
+    """
+
+    AVAIL, USED = 1 << 7, 1 << 15
+
+    def __init__(self, memory: Memory, base: int, num: int = NUM) -> None:
+        self.memory, self.base, self.num = memory, base, num
+        self.avail = -(-(base + 16 * num) // 64) * 64
+        self.used = self.avail + 64
+        self.end = self.used + 4
+
+    def read(self, n: int) -> tuple[int, int, int, int]:
+        """addr, len, id, flags"""
+        get, at = self.memory.get, self.base + 16 * (n % self.num)
+        return get(8, at), get(4, at + 8), get(2, at + 12), get(2, at + 14)
+
+    def is_marked(self, n: int, *, used: bool) -> bool:
+        """Whether slot `n` is one that was made available, or used, in its lap."""
+        return self.read(n)[3] & (self.AVAIL | self.USED) == self._marks(n, used)
+
+    def write(self, n: int, addr: int, length: int, id_: int, flags: int = 0, *, used: bool) -> None:
+        put, at = self.memory.put, self.base + 16 * (n % self.num)
+        put(8, at, addr)
+        put(4, at + 8, length)
+        put(2, at + 12, id_)
+        put(2, at + 14, flags | self._marks(n, used))
+
+    def _marks(self, n: int, used: bool) -> int:
+        wrap = n // self.num % 2 == 0
+        return self.AVAIL * wrap | self.USED * (wrap == used)
+
+
 class ModernWire:
     """Memory, block, and our bus as `role`. `writes` are its end's (offset, value), in order.
 
     `peer` is the other end's hand on the rings: `HostileDevice` or `HostileDriver`. The bus's end has not been answered
     yet: `meet()` does that. `offers` is what our device offers beside VERSION_1, or the device by hand in all.
+    `packed`: the rings are, because both ends agree on it.
     """
 
-    def __init__(self, role: Role, *, offers: int = NS | VERSION_1, num: int = NUM, **options: Any) -> None:
+    def __init__(
+        self, role: Role, *, offers: int = NS | VERSION_1, num: int = NUM, packed: bool = False, **options: Any
+    ) -> None:
         self.guarded = GuardedMemory(SIZE)
         self.memory = LittleMemory(self.guarded.buffer)
-        layout = ModernLayout(num, bool(offers & 1 << 29), bool(offers & 1 << 28), bool(offers & NS))
+        offers |= RING_PACKED * packed
+        flags = [bool(offers & bit) for bit in (1 << 29, 1 << 28, NS)]
+        layout = ModernLayout(num, *flags, packed=bool(offers & RING_PACKED))
         block = layout.table()
         self.memory.bytes[: len(block)] = block
         self.writes: list[tuple[int, int]] = []
         region = Region("modern", self.guarded.buffer, pa=PA)
         self.bell, self.far_bell = Bell.pair()
         places = (0x4000, 0x8000) if role == "driver" else VRINGS
-        self.rings = tuple(RawRing(self.memory, at) for at in places)
-        self.peer: Any = Device(self, offers) if role == "driver" else Driver(self)
+        self.rings: tuple[Any, ...] = tuple((RawPackedRing if packed else RawRing)(self.memory, at) for at in places)
+        self.peer: Any
+        if role == "driver":
+            self.peer = (PackedDevice if packed else Device)(self, offers)
+        else:
+            self.peer = (PackedDriver if packed else Driver)(self)
         self.link: Any = ModernLink(
             role,
             "modern:",
@@ -213,6 +259,68 @@ class Driver(HostileDriver):
         self.place()
         self.say(UP)
         self.wire.look()
+
+
+class PackedDevice(Device):
+    @property
+    def room(self) -> int:
+        ring = self.tx
+        return sum(ring.is_marked(self.filled + i, used=False) for i in range(ring.num))
+
+    def deliver(
+        self, payload: bytes = b"", src: int = 50, dst: int = 1024, *, size: int | None = None, **lies: int
+    ) -> int:
+        assert self.tx.is_marked(self.filled, used=False), "no buffer was posted"
+        addr, _, id_, _ = self.tx.read(self.filled)
+        self.header(addr - PA, payload, src, dst, **lies)
+        self.tx.write(self.filled, 0, 16 + len(payload) if size is None else size, id_, WRITE, used=True)
+        self.filled += 1
+        return int(id_)
+
+    def take(self) -> tuple[int, int, bytes]:
+        assert self.rx.is_marked(self.taken, used=False), "nothing was sent"
+        addr, _, id_, _ = self.rx.read(self.taken)
+        message = self.message(addr - PA)
+        self.rx.write(self.taken, 0, 0, id_, used=True)
+        self.taken += 1
+        return message
+
+
+class PackedDriver(Driver):
+    """Buffer i is of id i."""
+
+    def meet(self, features: int = NS | VERSION_1 | RING_PACKED) -> None:
+        super().meet(features)
+
+    def post(self) -> None:
+        for i in range(self.rx.num):
+            self.rx.write(i, PA + POOL + i * BUFFER, BUFFER, i, WRITE, used=False)
+        self.next = self.taken = 0
+
+    @property
+    def room(self) -> int:
+        ring, lap = self.tx, self.next - self.tx.num
+        return sum(lap + i < 0 or ring.is_marked(lap + i, used=True) for i in range(ring.num))
+
+    def deliver(
+        self, payload: bytes = b"", src: int = 50, dst: int = 1024, *, size: int | None = None, **lies: int
+    ) -> int:
+        n, num = self.next, self.tx.num
+        assert n < num or self.tx.is_marked(n - num, used=True), "the bus gives nothing back"
+        at = POOL + (NUM + n % num) * BUFFER
+        self.header(at, payload, src, dst, **lies)
+        self.tx.write(n, PA + at, 16 + len(payload) if size is None else size, n % num, used=False)
+        self.next += 1
+        return n % num
+
+    def take(self) -> tuple[int, int, bytes]:
+        assert self.rx.is_marked(self.taken, used=True), "nothing was sent"
+        id_ = self.rx.read(self.taken)[2]
+        at = POOL + id_ * BUFFER
+        message = self.message(at)
+        self.rx.write(self.taken + self.rx.num, PA + at, BUFFER, id_, WRITE, used=False)
+        self.taken += 1
+        return message
 
 
 @contextlib.contextmanager

@@ -151,6 +151,8 @@ def _two_processes(args: argparse.Namespace) -> Iterator[Endpoint]:
             bus = stack.enter_context(open(url, "driver", spin=args.spin, **dict(args.options)))
             command = [sys.executable, "-m", "rpmsgx", "bench", url, "--serve", "--once", "--wait", "30",
                        "--spin", str(args.spin)]  # fmt: skip
+            for key, value in args.options:
+                command += ["-o", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
             with contextlib.nullcontext() if cpus is None else bench.pinned(cpus[1]):
                 other = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             stack.callback(_end, other)

@@ -6,7 +6,7 @@ from cpython.pythread cimport PyThread_type_lock
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from rpmsgx.rpx cimport (
-    rpx_dev, rpx_drv, rpx_drv_slot, rpx_mem, rpx_msg, rpx_region, rpx_rx, rpx_tx, rpx_txbuf, rpx_w32
+    rpx_dev, rpx_drv, rpx_drv_slot, rpx_mem, rpx_msg, rpx_packed, rpx_region, rpx_rx, rpx_tx, rpx_txbuf, rpx_w32
 )
 
 
@@ -90,10 +90,13 @@ cdef class Bus:
     cdef rpx_drv drv_tx
     cdef rpx_dev dev_rx
     cdef rpx_dev dev_tx
+    cdef rpx_packed packed_rx
+    cdef rpx_packed packed_tx
     cdef rpx_mem mem
     cdef rpx_region *regions
     cdef void *arena            # every private array of a session
-    cdef uint16_t first_avail   # device: avail.idx less used.idx when the session began
+    cdef uint32_t posted        # device: buffers that it found posted when the session began
+    cdef uint32_t *positions    # device, packed rings: where it says how far it has come, or NULL
     # A message that waits for its endpoint to have room (overflow="block").
     cdef Endpoint stall_endpoint
     cdef bytes stall_data

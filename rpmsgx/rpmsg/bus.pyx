@@ -6,11 +6,11 @@ The ring work is C (csrc/rpx/rpmsg.h); this module is one compile unit, cut into
     session.pxi    a link comes up, is checked, and goes down
     receive.pxi    from the ring to an endpoint, name service included
     transmit.pxi   from a caller's buffer to the ring
-    waiting.pxi    who waits, who pumps, who is woken
+    pump.pxi       who waits, who pumps, who is woken
     endpoint.pxi   the calls of an endpoint
     loans.pxi      zero copy: claim and hold
 
-Locking: the interpreter's lock is the bus's lock. It is given up only to wait (waiting.pxi), never between the first
+Locking: the interpreter's lock is the bus's lock. It is given up only to wait (pump.pxi), never between the first
 and the last touch of a ring, and no Python code runs in between: what allocates there are `bytes`, which the garbage
 collector does not track.
 """
@@ -98,6 +98,9 @@ cdef enum:  # states of a bus
     FORKED = 2
     BROKEN = 3
     DEAD = 4    # the link's memory has gone: there will be no other session
+
+cdef enum:
+    SCRATCH = 65536 + RPX_HDR  # bytes of a message that came in pieces, header included
 
 cdef enum:  # what step() did
     EMPTY = 0

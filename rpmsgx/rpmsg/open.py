@@ -70,6 +70,7 @@ def open(
     buffer_count: int | tuple[int, int] | None = None,
     bulk: int = 0,
     bufsz: bool = False,
+    packed: bool = False,
     **options: Any,
 ) -> Bus: ...
 
@@ -89,6 +90,7 @@ def open(
     buffer_count: int | tuple[int, int] | None = None,
     bulk: int = 0,
     bufsz: bool = False,
+    packed: bool = False,
     **options: Any,
 ) -> Bus | CharBus:
     """Open one end of the link at `url` and return its bus; never waits for the peer.
@@ -103,8 +105,9 @@ def open(
     (16 to 65552, 16 of them the header, a multiple of 16), and how many (default: one for each descriptor). A device
     takes what the driver posts; if it makes the memory, it needs both for its size. `bulk`: bytes of memory beside the
     rings, where this end writes the table: `Bus.carveout("bulk")`. `bufsz`: the table says how large the buffers are to
-    be, and the driver keeps to it (the proposed VIRTIO_RPMSG_F_BUFSZ, see docs/openamp.md). Further options are the
-    transport's own:
+    be, and the driver keeps to it (the proposed VIRTIO_RPMSG_F_BUFSZ, see docs/openamp.md). `packed`: a device offers
+    packed rings (VIRTIO_F_RING_PACKED), with `layout` "modern" or over vhost-user; a driver takes them if they are
+    offered. Further options are the transport's own:
 
         virtual:NAME     both ends in this process
         file:PATH        a shared file and a Unix socket: doorbell=, create=, server=
@@ -121,7 +124,7 @@ def open(
     Raises ValueError for a URL or option that cannot be, ResourceError for memory that is not acceptable, OSError.
     """
     scheme, colon, address = url.partition(":")
-    shape = choose(num, event_idx, indirect, buffer_size, buffer_count, bulk, bufsz)
+    shape = choose(num, event_idx, indirect, buffer_size, buffer_count, bulk, bufsz, packed)
     if colon and scheme == KERNEL:
         if role == "device":
             raise ValueError("char: the kernel is the driver, and its peer the device; leave role out")
@@ -137,6 +140,9 @@ def open(
         shape = _modern(shape, scheme)
     elif layout != "openamp":
         raise ValueError(f'layout must be "openamp" or "modern", not {layout!r}')
+    elif shape.packed and scheme != "vhost-user":
+        cure = 'file: and memfd: can with layout="modern", vhost-user: can as it is'
+        raise ValueError(f"{scheme}: cannot have packed rings (bit 34), a resource table has 32 feature bits; {cure}")
     link = _transport(scheme)(address, role, layout=shape, **options)
     try:
         return Bus(link, spin=spin, queue=queue, overflow=overflow)

@@ -147,10 +147,13 @@ cdef bint bus_spin_for(Bus bus, double until):
     cdef rpx_tx tx = bus.tx
     cdef rpx_drv drv_rx = bus.drv_rx, drv_tx = bus.drv_tx
     cdef rpx_dev dev_rx = bus.dev_rx, dev_tx = bus.dev_tx
+    cdef rpx_packed packed_rx = bus.packed_rx, packed_tx = bus.packed_tx
     cdef bint tx_too = bus.tx_waiters > 0
     cdef bint seen = False
     if rx.drv != NULL:
         rx.drv, tx.drv = &drv_rx, &drv_tx
+    elif rx.packed != NULL:
+        rx.packed, tx.packed = &packed_rx, &packed_tx
     else:
         rx.dev, tx.dev = &dev_rx, &dev_tx
     with nogil:

@@ -106,7 +106,7 @@ cdef int bus_pull(Bus bus) except -1:
     cdef uint32_t budget
     if not bus.up:
         return 0
-    budget = 2 * <uint32_t>(bus.drv_rx.ring.num if bus.rx.drv != NULL else bus.dev_rx.ring.num)
+    budget = 2 * rpx_rx_num(&bus.rx)
     while budget > 0 and bus.up and (bus.stall_endpoint is None or bus_unstall(bus)):
         budget -= 1
         if bus_step_other(bus, rpx_rx_next(&bus.rx, &msg), &msg) != OTHER:

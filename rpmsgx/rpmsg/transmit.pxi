@@ -92,13 +92,7 @@ cdef int bus_kick(Bus bus, uint32_t notifyid) except -1:
 
 cdef uint32_t bus_outstanding(Bus bus) noexcept:
     """Messages that were sent and that the peer has not taken yet, as far as this role can see."""
-    if not bus.up:
-        return 0
-    if bus.tx.drv != NULL:
-        return rpx_idx_diff(bus.drv_tx.avail_pub, rpx_ring_used_idx(&bus.drv_tx.ring))
-    # A driver posts each buffer again once it has read it.
-    return rpx_idx_diff(bus.dev_tx.used_pub,
-                        rpx_idx_diff(rpx_ring_avail_idx(&bus.dev_tx.ring), bus.first_avail))
+    return rpx_tx_outstanding(&bus.tx, bus.posted) if bus.up else 0
 
 
 cdef int bus_linger(Bus bus, double deadline) except -1:

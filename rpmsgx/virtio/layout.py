@@ -30,6 +30,7 @@ from rpmsgx.virtio.link import (
     F_EVENT_IDX,
     F_INDIRECT_DESC,
     F_NS,
+    F_RING_PACKED,
     Buffers,
 )
 from rpmsgx.virtio.table import Carveout, Vdev, Vring, build, vring_size
@@ -60,6 +61,13 @@ class Layout(NamedTuple):
     counts: tuple[int, int] | None = None
     bulk: int = 0
     bufsz: bool = False
+    packed: bool = False
+
+    @property
+    def features(self) -> int:
+        """What a device offers, but for what its transport knows of; RING_PACKED is beyond a resource table's bits."""
+        flags = F_NS * self.name_service | F_INDIRECT_DESC * self.indirect | F_EVENT_IDX * self.event_idx
+        return flags | F_RING_PACKED * self.packed
 
     @property
     def vring_da(self) -> tuple[int, int]:
@@ -76,10 +84,9 @@ class Layout(NamedTuple):
 
     def table(self) -> bytes:
         """The resource table; with the defaults, byte for byte what OpenAMP's server writes."""
-        features = F_NS * self.name_service | F_INDIRECT_DESC * self.indirect | F_EVENT_IDX * self.event_idx
         vrings = tuple(Vring(da, ALIGN, self.num, 1 + index) for index, da in enumerate(self.vring_da))
         config = BUFSZ.pack(1, BUFSZ.size, *self.sizes) if self.bufsz else b""
-        vdev = Vdev(vrings, dfeatures=features | F_BUFSZ * self.bufsz, config=config)
+        vdev = Vdev(vrings, dfeatures=self.features | F_BUFSZ * self.bufsz, config=config)
         if not self.bulk:
             return build([vdev])
         da = _up(self.buffers.end)
@@ -116,6 +123,7 @@ def choose(
     buffer_count: int | tuple[int, int] | None = None,
     bulk: int = 0,
     bufsz: bool = False,
+    packed: bool = False,
 ) -> Layout:
     """The layout that has these options of `rpmsgx.open()`. Raises ValueError for what cannot be."""
     check_num(num)
@@ -128,7 +136,7 @@ def choose(
             raise ValueError(f"buffer_count must be 1 to {num} (num: one for each descriptor), not {count}")
     if not isinstance(bulk, int) or not 0 <= bulk <= MAX_SIZE:
         raise ValueError(f"bulk must be 0 to {MAX_SIZE:#x} bytes, not {bulk!r}")
-    layout = Layout(num, bool(event_idx), bool(indirect), True, sizes, counts, bulk, bool(bufsz))
+    layout = Layout(num, bool(event_idx), bool(indirect), True, sizes, counts, bulk, bool(bufsz), bool(packed))
     if layout.size > MAX_SIZE:
         taken = f"the link takes {layout.size:#x} bytes of memory, the limit is {MAX_SIZE:#x}"
         raise ValueError(f"{taken}; choose a smaller num, buffer_size, buffer_count or bulk")

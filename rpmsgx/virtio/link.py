@@ -33,7 +33,9 @@ F_BUFSZ = 1 << 1  # proposed: the configuration space says how large the buffers
 F_INDIRECT_DESC = 1 << 28
 F_EVENT_IDX = 1 << 29
 F_VERSION_1 = 1 << 32
+F_RING_PACKED = 1 << 34
 SUPPORTED = F_NS | F_INDIRECT_DESC | F_EVENT_IDX
+SUPPORTED_64 = SUPPORTED | F_VERSION_1 | F_RING_PACKED  # where there are more than 32 bits
 
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
 
@@ -42,12 +44,30 @@ _OK = int.from_bytes(bytes((DRIVER_OK, 0, 0, 0)), sys.byteorder)  # in the word 
 BUFFER_SIZE = 512  # bytes of an rpmsg buffer, header included (Linux, OpenAMP)
 BUFFER_MIN, BUFFER_MAX = 16, 65552  # the header; with the longest message that it can tell of, a multiple of 16
 
+PACKED_START = 0x8000_8000  # the base of a packed ring that starts: slot 0 twice, with wrap counters 1 (VIRTIO 2.8.1)
+CACHE_LINE = 64
+
+
+def legal_num(num: int, packed: bool, most: int = 32768) -> bool:
+    """Whether a ring can have `num` descriptors: a power of two, unless it is packed (VIRTIO 2.7, 2.8.10.1)."""
+    return 0 < num <= most and (packed or not num & (num - 1))
+
+
+def ring_areas(num: int, packed: bool) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Size and alignment of a ring's three parts: descriptors, the driver's and the device's (VIRTIO 2.7, 2.8)."""
+    if packed:
+        return (16 * num, 16), (4, 4), (4, 4)
+    return (16 * num, 16), (6 + 2 * num, 2), (6 + 8 * num, 4)
+
 
 class Ring(NamedTuple):
     """A vring: `offset` bytes into `buffer`, `num` descriptors, the used ring at a multiple of `align`.
 
     With `avail` and `used`, places (buffer, offset) of their own, only the descriptors are at `offset`. `base`: the
     index of the avail ring that a device goes on from.
+
+    A `packed` one has both: the event suppression structures of driver and device. Its base is as in vhost-user: bits 0
+    to 14 the next slot to take, 16 to 30 the next to give back, each with its wrap counter in the bit above.
     """
 
     buffer: object
@@ -58,13 +78,30 @@ class Ring(NamedTuple):
     avail: tuple[object, int] | None = None
     used: tuple[object, int] | None = None
     base: int = 0
+    packed: bool = False
+
+    @classmethod
+    def placed(cls, buffer: object, offset: int, num: int, align: int, notifyid: int, packed: bool) -> Ring:
+        """A driver's, which starts, in the room of a legacy one (`vring_size`) at `offset`, a multiple of 64.
+
+        A split one lies like that one. Of a packed one, driver and device write to cache lines of their own.
+        """
+        if packed:
+            driver = (offset + 16 * num + CACHE_LINE - 1) & -CACHE_LINE
+            device = driver + CACHE_LINE
+        else:
+            driver = offset + 16 * num
+            device = offset + vring_size(num, align) - (6 + 8 * num)
+        base = PACKED_START if packed else 0
+        return cls(buffer, offset, num, align, notifyid, (buffer, driver), (buffer, device), base, packed)
 
     def parts(self) -> list[tuple[object, int, int]]:
         """(buffer, start, end) of each piece of memory that it takes."""
         if self.avail is None or self.used is None:
             return [(self.buffer, self.offset, self.offset + vring_size(self.num, self.align))]
-        sizes = ((self.buffer, self.offset, 16), (*self.avail, 2), (*self.used, 8))
-        return [(at, start, start + each * self.num + (6 if each < 16 else 0)) for at, start, each in sizes]
+        places = (self.buffer, self.offset), self.avail, self.used
+        areas = ring_areas(self.num, self.packed)
+        return [(buffer, at, at + size) for (buffer, at), (size, _) in zip(places, areas, strict=True)]
 
 
 class Pool(NamedTuple):
@@ -106,6 +143,9 @@ class Session(NamedTuple):
     resume: bool = False  # driver: go on with the rings as they are
     adopt_used: bool = False  # device: the driver may have filled the used ring before DRIVER_OK
     whole_used_len: bool = False  # device: return descriptors' lengths as used.len
+    # Device, packed rings: where it leaves how far it came, once the session is over: two native uint32 at (buffer,
+    # offset), of rx and of tx: the next slot to give back, with its wrap counter in bit 15.
+    positions: tuple[object, int] | None = None
 
 
 class Link:
@@ -357,7 +397,7 @@ class VdevLink(Link):
         vring = self._vdev.vring(index)
         da, num, align = vring.da, vring.num, vring.align
         what = f"vring {index}: "
-        if num == 0 or num & (num - 1) or num > 32768:
+        if not legal_num(num, packed=False):
             raise ResourceError(f"{what}num is {num}, not a power of two from 1 to 32768")
         if align < 4 or align & (align - 1) or align > 1 << 30:
             raise ResourceError(f"{what}align is {align}, not a power of two from 4")

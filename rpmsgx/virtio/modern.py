@@ -24,15 +24,19 @@ from rpmsgx.virtio.link import (
     F_EVENT_IDX,
     F_INDIRECT_DESC,
     F_NS,
+    F_RING_PACKED,
     F_VERSION_1,
     FAILED,
     FEATURES_OK,
     NEEDS_RESET,
-    SUPPORTED,
+    PACKED_START,
+    SUPPORTED_64,
     Ring,
     Session,
     VdevLink,
     Word,
+    legal_num,
+    ring_areas,
 )
 from rpmsgx.virtio.table import VIRTIO_ID_RPMSG, vring_size
 
@@ -68,8 +72,7 @@ class ModernLayout(Layout):
     @property
     def offered(self) -> int:
         """The features that a device offers."""
-        flags = F_NS * self.name_service | F_INDIRECT_DESC * self.indirect | F_EVENT_IDX * self.event_idx
-        return flags | F_VERSION_1
+        return self.features | F_VERSION_1
 
 
 class Queue(NamedTuple):
@@ -77,7 +80,7 @@ class Queue(NamedTuple):
 
     num: int
     ready: int
-    areas: tuple[int, int, int]  # addresses: descriptors, avail ring ("driver area"), used ring ("device area")
+    areas: tuple[int, int, int]  # addresses: descriptors, "driver area", "device area": avail and used ring, if split
 
 
 class Block:
@@ -227,7 +230,7 @@ class ModernLink(VdevLink):
         self._say(ACKNOWLEDGE, ring=False)
         self._say(ACKNOWLEDGE | DRIVER, ring=False)
         offered = block.get64(DEVICE_FEATURES)
-        self._features = offered & (SUPPORTED | F_VERSION_1)
+        self._features = offered & SUPPORTED_64
         if not offered & F_VERSION_1:
             self._fail(f"{self.url}: the device offers features {offered:#x}, without VERSION_1 (bit 32)")
             return
@@ -262,17 +265,18 @@ class ModernLink(VdevLink):
         )
 
     def _num_max(self, index: int) -> int:
-        """The largest ring that the device takes: a power of two."""
+        """The largest ring that the device takes: a power of two, if it is split."""
         most = self._block.get(QUEUE + index * QUEUE_STEP + NUM_MAX)
         if most < 2:
             raise ResourceError(f"queue {index}: num max is {most}: the device has no such queue")
-        return 1 << most.bit_length() - 1
+        return most if self._packed else 1 << most.bit_length() - 1
 
     def _place(self, index: int, da: int, num: int) -> Ring:
-        used = da + vring_size(num, ALIGN) - (6 + 8 * num)
         region, offset = self.space.find_da(da, vring_size(num, ALIGN))
-        self._block.set_queue(index, Queue(num, 1, (da, da + 16 * num, used)))
-        return Ring(region.buffer, offset, num, ALIGN, index)
+        ring = Ring.placed(region.buffer, offset, num, ALIGN, index, self._packed)
+        desc, driver, device = (da + start - offset for _, start, _ in ring.parts())
+        self._block.set_queue(index, Queue(num, 1, (desc, driver, device)))
+        return ring
 
     # -- device
 
@@ -326,18 +330,25 @@ class ModernLink(VdevLink):
         what = f"{self.url}: queue {index}: "
         if ready != 1:
             raise ResourceError(f"{what}ready is {ready}, not 1")
-        if num == 0 or num & (num - 1) or num > self._layout.num:
-            raise ResourceError(f"{what}num is {num}, not a power of two up to {self._layout.num}")
+        if not legal_num(num, self._packed, self._layout.num):
+            kind = "from 1" if self._packed else "a power of two"
+            raise ResourceError(f"{what}num is {num}, not {kind} up to {self._layout.num}")
         places = []
-        for address, size, align in zip(areas, (16 * num, 6 + 2 * num, 6 + 8 * num), (16, 2, 4), strict=True):
+        for address, (size, align) in zip(areas, ring_areas(num, self._packed), strict=True):
             if address % align:
                 raise ResourceError(f"{what}area {address:#x} is no multiple of {align}")
             if address + size > self._region.size:
                 raise ResourceError(f"{what}area {address:#x} + {size:#x} is beyond the {self._region.size:#x} bytes")
             places.append((self._region.buffer, address))
-        return Ring(*places[0], num, ALIGN, index, avail=places[1], used=places[2])
+        desc, driver, device = places
+        base = PACKED_START if self._packed else 0
+        return Ring(*desc, num, ALIGN, index, driver, device, base, self._packed)
 
     # -- both
+
+    @property
+    def _packed(self) -> bool:
+        return bool(self._features & F_RING_PACKED)
 
     def _session(self, rx: Ring, tx: Ring) -> Session:
         features = self._features

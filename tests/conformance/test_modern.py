@@ -29,6 +29,7 @@ from support_modern import (
     NUM_MAX,
     QUEUE_NUM,
     READY,
+    RING_PACKED,
     UP,
     USED,
     VERSION_1,
@@ -39,10 +40,11 @@ from support_wire import BUFFER, EVENT_IDX, INDIRECT_DESC, NS, NUM, PA, Call, bl
 
 import rpmsgx
 
-ALL = NS | INDIRECT_DESC | EVENT_IDX | VERSION_1
+ALL = NS | INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_PACKED
 FIELDS = (READY, QUEUE_NUM, DESC, DESC + 4, AVAIL, AVAIL + 4, USED, USED + 4)
 
 rule = pytest.mark.rule
+packed_or_not = pytest.mark.parametrize("packed", [False, True])
 
 
 def statuses(wire: Any) -> list[int]:
@@ -84,9 +86,10 @@ def test_the_driver_goes_step_by_step() -> None:
 
 
 @rule("2.7.3-1", "2.7.1-1")
-def test_where_the_driver_has_its_queues() -> None:
+@packed_or_not
+def test_where_the_driver_has_its_queues(packed: bool) -> None:
     """Three addresses for each; what they say is where the rings are, and entries lie there."""
-    with modern("driver") as wire:
+    with modern("driver", packed=packed) as wire:
         wire.meet()
         for index, ring in enumerate(wire.rings):
             assert (wire.get(queue(index, QUEUE_NUM)), wire.get(queue(index, READY))) == (NUM, 1)
@@ -94,10 +97,11 @@ def test_where_the_driver_has_its_queues() -> None:
             assert places == [ring.base, ring.avail, ring.used]
             assert [at % align for at, align in zip(places, (16, 2, 4), strict=True)] == [0, 0, 0]
         ept = wire.bus.create_endpoint(dst=50)
-        wire.peer.deliver(b"in")
-        assert ept.recv(timeout=0) == b"in"
-        ept.send(b"out", timeout=0)
-        assert wire.peer.take() == (ept.addr, 50, b"out")
+        for _ in range(3 * NUM):
+            wire.peer.deliver(b"in")
+            assert ept.recv(timeout=0) == b"in"
+            ept.send(b"out", timeout=0)
+            assert wire.peer.take() == (ept.addr, 50, b"out")
 
 
 @rule("2.4.2-1", "2.1.1-4")
@@ -117,9 +121,10 @@ def test_the_driver_waits_for_the_reset_without_blocking() -> None:
 
 
 @rule("2.1.1-4", "2.4.2-1", "2.1.1-2")
-def test_a_device_that_needs_reset_is_reset() -> None:
+@packed_or_not
+def test_a_device_that_needs_reset_is_reset(packed: bool) -> None:
     """What was in flight is not relied on: all buffers are everybody's again."""
-    with modern("driver") as wire:
+    with modern("driver", packed=packed) as wire:
         wire.meet()
         ept = wire.bus.create_endpoint(dst=50)
         for _ in range(3):
@@ -168,13 +173,13 @@ def test_what_was_agreed_on_with_another_device_counts_for_nothing(up: bool, wor
         wire.meet()
 
 
-@rule("2.2.1-1", "2.2.1-2", "2.2.1-3", "2.2.1-4", "2.2.1-6", "6.1-1")
+@rule("2.2.1-1", "2.2.1-2", "2.2.1-3", "2.2.1-4", "2.2.1-6", "6.1-1", "6.1-2")
 @pytest.mark.parametrize("bit", [None, 0, 1, 24, 28, 29, 30, 33, 34, 35, 38, 40, 63, range(64)])
 def test_of_each_bit_on_offer(bit: Any) -> None:
     """VERSION_1 is accepted wherever it is offered; of the others those that this driver honours."""
     bits = bit if isinstance(bit, range) else [] if bit is None else [bit]
     offered = VERSION_1 | sum(1 << n for n in bits if n != 32)
-    with modern("driver", offers=offered) as wire:
+    with modern("driver", offers=offered, packed=bool(offered & RING_PACKED)) as wire:
         wire.meet()
         assert wire.get(DRIVER_FEATURES, 8) == offered & ALL
         assert wire.get(DEVICE_FEATURES, 8) == offered
@@ -239,6 +244,24 @@ def test_a_queue_is_no_larger_than_the_device_can(most: Any, num: int) -> None:
         assert [wire.get(queue(index, QUEUE_NUM)) for index in (0, 1)] == [num, num]
 
 
+@pytest.mark.parametrize("most, num", [((2, 8), 2), ((7, 8), 7), ((5, 3), 3), ((1 << 32) - 1, NUM)])
+def test_a_packed_queue_is_as_large_as_the_device_can(most: Any, num: int) -> None:
+    """A power of two or not."""
+    with modern("driver", packed=True) as wire:
+        for index, each in enumerate(most if isinstance(most, tuple) else (most, most)):
+            wire.put(queue(index, NUM_MAX), each)
+        for ring in wire.rings:
+            type(ring).__init__(ring, wire.memory, ring.base, num)
+        wire.meet()
+        assert [wire.get(queue(index, QUEUE_NUM)) for index in (0, 1)] == [num, num]
+        ept = wire.bus.create_endpoint(dst=50)
+        for _ in range(3 * num):
+            wire.peer.deliver(b"in")
+            assert ept.recv(timeout=0) == b"in"
+            ept.send(b"out", timeout=0)
+            assert wire.peer.take() == (ept.addr, 50, b"out")
+
+
 @rule("2.2.1-1", "3.1.1-3")
 def test_features_that_change_afterwards_change_nothing() -> None:
     with modern("driver") as wire:
@@ -281,7 +304,7 @@ def test_the_driver_resets_when_it_goes() -> None:
 
 
 @rule("6.2-1", "2.2.2-1", "2.2.2-3", "2.4.1-1")
-@pytest.mark.parametrize("offers", [0, NS, EVENT_IDX, INDIRECT_DESC, NS | EVENT_IDX | INDIRECT_DESC])
+@pytest.mark.parametrize("offers", [0, NS, EVENT_IDX, INDIRECT_DESC, RING_PACKED, ALL & ~VERSION_1])
 def test_what_the_device_offers(offers: int) -> None:
     """VERSION_1, and of the others those that it was told to; its queues; all of it before it answers a reset."""
     with modern("device", offers=offers) as wire:
@@ -293,9 +316,11 @@ def test_what_the_device_offers(offers: int) -> None:
 
 
 @rule("2.2.2-2", "2.2.2-4", "6.2-1")
-@pytest.mark.parametrize("accepted", [0, NS, EVENT_IDX, NS | EVENT_IDX, INDIRECT_DESC, ALL & ~VERSION_1])
-def test_a_device_takes_every_subset_of_what_it_offers(accepted: int) -> None:
-    with modern("device", offers=ALL) as wire:
+@pytest.mark.parametrize("accepted", [0, NS, EVENT_IDX, NS | EVENT_IDX, INDIRECT_DESC, NS | EVENT_IDX | INDIRECT_DESC])
+@packed_or_not
+def test_a_device_takes_every_subset_of_what_it_offers(accepted: int, packed: bool) -> None:
+    accepted |= RING_PACKED * packed
+    with modern("device", offers=ALL, packed=packed) as wire:
         ept = wire.bus.create_endpoint("service")
         for _ in range(3):
             wire.meet(accepted | VERSION_1)
@@ -322,6 +347,13 @@ def test_of_other_sets_features_ok_stays_clear(accepted: int) -> None:
         for word in (AGREED, UP, AGREED | FAILED, UP):
             wire.peer.say(word)
             assert not wire.look() and wire.get(DEVICE_STATUS) == ACKNOWLEDGE | DRIVER
+        wire.meet()
+
+
+@rule("2.2.2-2", "2.2.1-2")
+def test_packed_rings_are_none_of_a_legacy_driver() -> None:
+    with modern("device", packed=True) as wire:
+        assert wire.peer.features_ok(NS | RING_PACKED) == ACKNOWLEDGE | DRIVER
         wire.meet()
 
 
@@ -357,8 +389,9 @@ def test_a_device_does_nothing_before_driver_ok(status: int) -> None:
 
 
 @rule("2.4.1-1", "2.4.1-2")
-def test_a_reset_is_answered_once_the_queues_are_let_go() -> None:
-    with modern("device") as wire:
+@packed_or_not
+def test_a_reset_is_answered_once_the_queues_are_let_go(packed: bool) -> None:
+    with modern("device", packed=packed) as wire:
         wire.meet()
         ept = wire.bus.create_endpoint(dst=50)
         wire.peer.deliver(b"held", dst=ept.addr)
@@ -398,9 +431,10 @@ def test_what_only_a_reset_mends_raises_needs_reset() -> None:
 
 
 @rule("2.1.2-2", "2.1.2-3", "2.4.1-1")
-def test_a_device_that_comes_to_a_running_driver_needs_reset() -> None:
+@packed_or_not
+def test_a_device_that_comes_to_a_running_driver_needs_reset(packed: bool) -> None:
     """It was not there when features were agreed on; nor does one that goes leave a driver that believes in it."""
-    with modern("device") as wire:
+    with modern("device", packed=packed) as wire:
         wire.meet()
         wire.rung()
         wire.bell.back()  # the peer of this connection is another one than before
@@ -457,6 +491,35 @@ def test_three_areas_anywhere() -> None:
                 assert wire.peer.take() == (ept.addr, 50, b"out")
 
 
+@pytest.mark.parametrize(
+    "num, first, second",
+    [
+        (1, (0x7800, 0x7404, 0x7004), (0x7010, 0x7FFF4, 0x7204)),
+        (3, (0x100, 0x7FFFC, 0x130), (0x140, 0x170, 0x174)),
+        (7, (0x7000, 0x7FFC, 0x7070), (0x7080, 0x70F4, 0x70F0)),
+        (NUM, (0x3000, 0x1080, 0x200), (0x1000, 0x3080, 0x204)),
+    ],
+)
+def test_areas_of_packed_rings_anywhere(num: int, first: tuple[int, int, int], second: tuple[int, int, int]) -> None:
+    """Any number of descriptors up to what the device takes; the two structures anywhere at multiples of 4."""
+    with modern("device", packed=True) as wire:
+        ept = wire.bus.create_endpoint(dst=50)
+        for _ in range(2):
+            assert wire.peer.features_ok(NS | RING_PACKED | VERSION_1) == AGREED
+            for ring, (base, avail, used) in zip(wire.rings, (first, second), strict=True):
+                ring.num, ring.base, ring.avail, ring.used, ring.end = num, base, avail, used, base + 16 * num
+                wire.put(avail, 0)
+                wire.put(used, 0)
+            wire.peer.place()
+            wire.peer.say(UP)
+            assert wire.look()
+            for _ in range(3 * num):
+                wire.peer.deliver(b"in", dst=ept.addr)
+                assert ept.recv(timeout=0) == b"in"
+                ept.send(b"out", timeout=0)
+                assert wire.peer.take() == (ept.addr, 50, b"out")
+
+
 @rule("2.2.3-1", "2.7.3-1")
 def test_rings_and_headers_are_little_endian() -> None:
     with modern("driver") as wire:
@@ -490,9 +553,15 @@ def test_buffers_of_other_sizes(tmp_path: Any) -> None:
 
 def test_our_own_ends_agree_on_what_there_is(tmp_path: Any) -> None:
     """Features are the device's to offer, queues as large as both can."""
-    options: tuple[dict[str, Any], ...] = ({}, {"event_idx": True}, {"indirect": True})
-    for offered, bit, num, most in zip(options, (0, EVENT_IDX, INDIRECT_DESC), (64, 256, 8), (256, 16, 8), strict=True):
-        path = tmp_path / str(num)
+    offers: tuple[tuple[dict[str, Any], int, int, int], ...] = (
+        ({}, 0, 64, 256),
+        ({"event_idx": True}, EVENT_IDX, 256, 16),
+        ({"indirect": True}, INDIRECT_DESC, 8, 8),
+        ({"packed": True}, RING_PACKED, 16, 32),
+        ({"packed": True, "event_idx": True}, RING_PACKED | EVENT_IDX, 32, 16),
+    )
+    for offered, bit, num, most in offers:
+        path = tmp_path / f"{num} {most}"
         with (
             rpmsgx.open(f"file:{path}", "driver", layout="modern", num=num) as driver,
             rpmsgx.open(f"file:{path}", "device", layout="modern", num=most, **offered) as device,

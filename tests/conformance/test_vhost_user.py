@@ -24,11 +24,11 @@ import rpmsgx
 rule = pytest.mark.rule
 WAIT = 10.0
 NEED_REPLY, REPLY = 8, 4
-GET_FEATURES, SET_FEATURES, SET_MEM_TABLE, SET_VRING_ADDR, SET_VRING_KICK = 1, 2, 5, 9, 12
+GET_FEATURES, SET_FEATURES, SET_MEM_TABLE, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_KICK = 1, 2, 5, 9, 10, 12
 GET_PROTOCOL_FEATURES, SET_VRING_ENABLE, SET_STATUS, GET_STATUS = 15, 18, 39, 40
 FEATURES_OK = 8
 PROTOCOL = 1 << 3 | 1 << 16  # REPLY_ACK, STATUS
-NS, PROTOCOL_FEATURES, VERSION_1 = 1, 1 << 30, 1 << 32
+NS, PROTOCOL_FEATURES, VERSION_1, RING_PACKED = 1, 1 << 30, 1 << 32, 1 << 34
 
 
 class Witness:
@@ -39,6 +39,7 @@ class Witness:
         self.status = 0
         self.takes = True
         self.steps: list[tuple[int, int, int]] = []  # request, the number in it, kicks before it
+        self.addresses: list[tuple[int, ...]] = []  # of the rings: index, flags, desc, used, avail, log
         self.kicks = 0
         self._bells: list[socket.socket] = []
         self._sock: socket.socket | None = None
@@ -71,6 +72,8 @@ class Witness:
         payload = self._sock.recv(size)
         value = struct.unpack_from("=Q", payload)[0] if size >= 8 else 0
         self.steps.append((request, value, self.kicks))
+        if request == SET_VRING_ADDR:
+            self.addresses.append(struct.unpack("=IIQQQQ", payload))
         for fd in fds:
             if request == SET_VRING_KICK:
                 self._bells.append(socket.socket(fileno=fd))
@@ -185,7 +188,7 @@ def test_a_legacy_device_sees_no_features_ok(driver: Any, witness: Witness) -> N
     assert driver.is_up and witness.statuses() == [0, 1, 3, 7] and witness.requests(GET_STATUS) == []
 
 
-@rule("6.1-1", "2.2.1-1", "2.2.1-4", "2.2.1-6")
+@rule("6.1-1", "6.1-2", "2.2.1-1", "2.2.1-4", "2.2.1-6")
 @pytest.mark.parametrize(
     "witness", [1 << bit | PROTOCOL_FEATURES | VERSION_1 for bit in (0, 24, 28, 29, 31, 33, 34, 35, 63)], indirect=True
 )
@@ -193,16 +196,36 @@ def test_of_each_bit_on_offer(driver: Any, witness: Witness) -> None:
     """VERSION_1 is accepted wherever it is offered; of the others those that this driver honours."""
     witness.serve(driver, 15)
     (accepted,) = [value for request, value, _ in witness.steps if request == SET_FEATURES]
-    known = NS | 1 << 28 | 1 << 29 | PROTOCOL_FEATURES | VERSION_1
+    known = NS | 1 << 28 | 1 << 29 | PROTOCOL_FEATURES | VERSION_1 | RING_PACKED
     assert accepted == witness.features & known
 
 
+@rule("2.2.1-2")
+@pytest.mark.parametrize("witness", [NS | PROTOCOL_FEATURES | RING_PACKED], indirect=True)
+def test_packed_rings_are_none_of_a_legacy_device(driver: Any, witness: Witness) -> None:
+    witness.serve(driver, 7)
+    assert [value for request, value, _ in witness.steps if request == SET_FEATURES] == [NS | PROTOCOL_FEATURES]
+    assert [value >> 32 for request, value, _ in witness.steps if request == SET_VRING_BASE] == [0, 0]
+
+
+@pytest.mark.parametrize("witness", [NS | PROTOCOL_FEATURES | VERSION_1 | RING_PACKED], indirect=True)
+def test_what_a_device_is_told_of_packed_rings(driver: Any, witness: Witness) -> None:
+    """Slots 0 with wrap counters 1; in place of avail and used ring the two structures, in lines of their own."""
+    witness.serve(driver, 15)
+    assert [value for request, value, _ in witness.steps if request == SET_VRING_BASE] == [
+        0x8000_8000 << 32 | index for index in (0, 1)
+    ]
+    for index, flags, desc, used, avail, _ in witness.addresses:
+        assert flags == 0 and index in (0, 1) and desc % 16 == 0
+        assert avail >= desc + 16 * 256 and avail % 64 == 0 and used == avail + 64
+
+
 @rule("6.2-1", "2.2.2-3", "2.2.3-1")
-@pytest.mark.parametrize("version_1", [True, False])
-def test_the_device_offers_version_1(tmp_path: Path, version_1: bool) -> None:
+@pytest.mark.parametrize("version_1, packed", [(True, False), (True, True), (False, False)])
+def test_the_device_offers_version_1(tmp_path: Path, version_1: bool, packed: bool) -> None:
     """Unless it was told to be a legacy device; and no bit that it does not honour."""
     with (
-        rpmsgx.open(f"vhost-user:{tmp_path}/d", "device", version_1=version_1) as device,
+        rpmsgx.open(f"vhost-user:{tmp_path}/d", "device", version_1=version_1, packed=packed) as device,
         socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as front,
     ):
         front.connect(f"{tmp_path}/d")
@@ -212,4 +235,11 @@ def test_the_device_offers_version_1(tmp_path: Path, version_1: bool) -> None:
             assert time.monotonic() < deadline
             device.poll()
         answer = struct.unpack("=IIIQ", front.recv(20))
-    assert answer == (GET_FEATURES, 1 | REPLY, 8, NS | PROTOCOL_FEATURES | VERSION_1 * version_1)
+    offered = NS | PROTOCOL_FEATURES | VERSION_1 * version_1 | RING_PACKED * packed
+    assert answer == (GET_FEATURES, 1 | REPLY, 8, offered)
+
+
+@rule("2.2.2-1")
+def test_a_legacy_device_does_not_offer_packed_rings(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leave version_1 on"):
+        rpmsgx.open(f"vhost-user:{tmp_path}/d", "device", version_1=False, packed=True)

@@ -28,6 +28,7 @@ from support_modern import (
     NUM_MAX,
     QUEUE_NUM,
     READY,
+    RING_PACKED,
     SIZE,
     UP,
     USED,
@@ -67,14 +68,38 @@ BAD: dict[str, tuple[int, int, int, str]] = {
 }
 
 
+# Of packed ones the driver's structure lies at 0x1080 and 0x3080, the device's at 0x10c0 and 0x30c0.
+BAD_PACKED: dict[str, tuple[int, int, int, str]] = {
+    "no descriptors": (QUEUE_NUM, 4, 0, "num is 0"),
+    "more than num max": (QUEUE_NUM, 4, NUM + 1, "num is 9, not from 1 up to 8"),
+    "more than virtio has": (QUEUE_NUM, 4, 0x8001, "num is 32769"),
+    "the most a word holds": (QUEUE_NUM, 4, 0xFFFFFFFF, "num is 4294967295"),
+    "not ready": (READY, 4, 0, "ready is 0"),
+    "descriptors misaligned": (DESC, 8, 0x1008, "multiple of 16"),
+    "driver's structure misaligned": (AVAIL, 8, 0x1082, "multiple of 4"),
+    "device's structure misaligned": (USED, 8, 0x10C2, "multiple of 4"),
+    "descriptors across the end": (DESC, 8, SIZE - 16 * NUM + 16, "beyond"),
+    "driver's structure behind the end": (AVAIL, 8, SIZE, "beyond"),
+    "device's structure at the top": (USED, 8, (1 << 64) - 4, "beyond"),
+    "beyond 32 bits": (AVAIL, 8, 0x1_0000_1080, "beyond"),
+    "descriptors in the block": (DESC, 8, 0xF0, "overlap"),
+    "driver's structure in the block": (AVAIL, 8, 0xFC, "overlap"),
+    "device's structure in the block": (USED, 8, 0x18, "overlap"),
+    "driver's structure over descriptors": (AVAIL, 8, 0x107C, "overlap"),
+    "both structures in one place": (USED, 8, 0x1080, "overlap"),
+    "device's structure over the other queue": (USED, 8, 0x3000, "overlap"),
+    "driver's structure over the other queue's": (AVAIL, 8, 0x30C0, "overlap"),
+}
+
+
 @pytest.mark.parametrize("index", [0, 1])
-@pytest.mark.parametrize("name", BAD)
-def test_queues_that_cannot_be(name: str, index: int) -> None:
-    field, width, value, reason = BAD[name]
-    if index == 1 and "misaligned" not in name and field in (DESC, AVAIL, USED):
-        value = {0x1000: 0x3000, 0x3078: 0x1078}.get(value, value)
-    with modern("device") as wire:
-        assert wire.peer.features_ok(NS | VERSION_1) == AGREED
+@pytest.mark.parametrize("packed, name", [(False, name) for name in BAD] + [(True, name) for name in BAD_PACKED])
+def test_queues_that_cannot_be(packed: bool, name: str, index: int) -> None:
+    field, width, value, reason = (BAD_PACKED if packed else BAD)[name]
+    if index == 1 and "misaligned" not in name and value in range(0x1000, 0x4000):
+        value ^= 0x2000  # where the queues lie the other way round
+    with modern("device", packed=packed) as wire:
+        assert wire.peer.features_ok(NS | VERSION_1 | RING_PACKED * packed) == AGREED
         wire.peer.place()
         good = wire.get(queue(index, field), width)
         wire.put(queue(index, field), value, width)
@@ -86,7 +111,7 @@ def test_queues_that_cannot_be(name: str, index: int) -> None:
         assert not wire.look() and wire.bus.poll() == 0  # said once
         wire.put(queue(index, field), good, width)
         assert not wire.look()  # it does not look again before the reset
-        wire.meet()
+        wire.meet(NS | VERSION_1 | RING_PACKED * packed)
 
 
 @pytest.mark.parametrize("value", EXTREMES)
@@ -145,10 +170,11 @@ def test_a_device_that_says_anything(at: int, value: int) -> None:
         wire.meet()
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("role", ROLES)
-def test_a_block_that_changes_while_in_use(role: Any) -> None:
+def test_a_block_that_changes_while_in_use(role: Any, packed: bool) -> None:
     """All of it but the other end's status and the generation: it was read once, and is not read again."""
-    with modern(role) as wire:
+    with modern(role, packed=packed) as wire:
         wire.meet()
         ept = wire.bus.create_endpoint(dst=50)
         kept = {DRIVER_STATUS, DEVICE_STATUS, GENERATION}
@@ -255,15 +281,17 @@ def test_other_transports_have_no_such_layout() -> None:
         rpmsgx.open("virtual:x", "device", layout="ancient")
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("doorbell", [None, "none"])
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("seed", range(3))
-def test_every_byte_can_change_at_any_time(tmp_path: Path, role: Any, seed: int, doorbell: Any) -> None:
+def test_every_byte_can_change_at_any_time(tmp_path: Path, role: Any, seed: int, doorbell: Any, packed: bool) -> None:
     """Somebody scribbles over block, rings and buffers: typed errors, and buses that can be closed and opened again."""
     path = tmp_path / "link"
     rng = random.Random(seed)
-    options: dict[str, Any] = {"layout": "modern"} | ({"doorbell": doorbell} if doorbell else {})
-    places = [(0x10, 0xC0), (0x10, 0x30), (0x4000, 0x6806), (0x8000, 0xA806), (0x10000, 0x10400)]
+    options: dict[str, Any] = {"layout": "modern", "packed": packed} | ({"doorbell": doorbell} if doorbell else {})
+    places = [(0x10, 0xC0), (0x10, 0x30), (0x10000, 0x10400)]
+    places += [(0x4000, 0x5044), (0x8000, 0x9044)] if packed else [(0x4000, 0x6806), (0x8000, 0xA806)]
     other = ROLES[1 - ROLES.index(role)]
     near: Any = rpmsgx.open(f"file:{path}", role, **options)
     far: Any = rpmsgx.open(f"file:{path}", other, **options)
@@ -293,7 +321,7 @@ def test_every_byte_can_change_at_any_time(tmp_path: Path, role: Any, seed: int,
 
 CHILD = """
 import sys, rpmsgx
-with rpmsgx.open(sys.argv[1], sys.argv[2], layout="modern", doorbell="none") as bus:
+with rpmsgx.open(sys.argv[1], sys.argv[2], layout="modern", doorbell="none", packed=sys.argv[3] == "True") as bus:
     endpoint = bus.create_endpoint("child")
     while True:
         try:
@@ -304,15 +332,16 @@ with rpmsgx.open(sys.argv[1], sys.argv[2], layout="modern", doorbell="none") as 
 """
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("role", ROLES)
-def test_killed_and_back_without_a_doorbell(tmp_path: Path, role: Any) -> None:
+def test_killed_and_back_without_a_doorbell(tmp_path: Path, role: Any, packed: bool) -> None:
     """Nothing but the words in memory tells that the other end died and another one came."""
     url = f"file:{tmp_path}/link"
     other = ROLES[1 - ROLES.index(role)]
     root = str(Path(rpmsgx.__file__).parent.parent)
-    with rpmsgx.open(url, role, layout="modern", doorbell="none") as bus:
+    with rpmsgx.open(url, role, layout="modern", doorbell="none", packed=packed) as bus:
         for turn in range(3):
-            words = [sys.executable, "-c", CHILD, url, other]
+            words = [sys.executable, "-c", CHILD, url, other, str(packed)]
             with subprocess.Popen(words, env=os.environ | {"PYTHONPATH": root}) as child:
                 try:
                     # The channel of the one before goes with the reset that this one asks for.
@@ -325,12 +354,13 @@ def test_killed_and_back_without_a_doorbell(tmp_path: Path, role: Any) -> None:
                     child.kill()
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("role", ROLES)
-def test_a_file_that_is_truncated(tmp_path: Path, role: Any) -> None:
+def test_a_file_that_is_truncated(tmp_path: Path, role: Any, packed: bool) -> None:
     program = """
 import os, sys, rpmsgx
-path, role, other = sys.argv[1:]
-near, far = (rpmsgx.open(f"file:{path}", end, layout="modern") for end in (role, other))
+path, role, other, packed = sys.argv[1:]
+near, far = (rpmsgx.open(f"file:{path}", end, layout="modern", packed=packed == "True") for end in (role, other))
 while not (near.is_up and far.is_up):
     near.poll(timeout=0.01), far.poll(timeout=0.01)
 os.truncate(path, 0)
@@ -345,7 +375,7 @@ near.close(), far.close()
 """
     root = str(Path(rpmsgx.__file__).parent.parent)
     subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "link"), role, ROLES[1 - ROLES.index(role)]],
+        [sys.executable, "-c", program, str(tmp_path / "link"), role, ROLES[1 - ROLES.index(role)], str(packed)],
         check=True,
         timeout=WAIT,
         env=os.environ | {"PYTHONPATH": root},

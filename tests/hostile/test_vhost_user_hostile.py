@@ -68,6 +68,8 @@ def table(*regions: bytes, count: int | None = None) -> bytes:
 class Frontend:
     """A driver behind a front-end. Its rings, in the order used, desc, avail, lie where `desc`, `avail`, `used` say."""
 
+    num = NUM
+
     def __init__(self, path: Path, device: Any, *, memory: int | None = None) -> None:
         self.device = device
         self.path = path
@@ -173,7 +175,7 @@ class Frontend:
                 self.ask(request, payload)
             else:
                 assert self.tell(request, payload, fds) == 0, request
-        for i in range(NUM):
+        for i in range(self.num):
             self.put_desc(0, i, self.buffer(0, i), 512, 2)
             self.offer(0, i)
         os.eventfd_write(self.kicks[0], 1)
@@ -233,9 +235,84 @@ class Frontend:
         endpoint.close()
 
 
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[Any]:
-    with rpmsgx.open(f"vhost-user:{tmp_path}/s", "device", event_idx=True, inband=True) as bus:
+class PackedFrontend(Frontend):
+    """The same with packed rings of `num` descriptors, which begin at `base`; buffer i is of id i."""
+
+    FEATURES = 1 << 34 | 1 << 32 | 1 << 30 | 1
+    num, base = NUM, 0x8000_8000
+
+    def steps(self, features: int = FEATURES, said: int | None = None) -> Iterator[tuple[int, bytes, Sequence[int]]]:
+        for request, payload, fds in super().steps(features):
+            if request == SET_VRING_NUM:
+                payload = state(payload[0], self.num)
+            elif request == SET_VRING_BASE:
+                payload = state(payload[0], self.base if said is None else said)
+            yield request, payload, fds
+
+    def start(self, **options: Any) -> Frontend:
+        for index, n in itertools.product((0, 1), range(-self.num, 0)):  # as the lap before has left them
+            at, marks = self.slot(index, n, used=True)
+            struct.pack_into("<H", self.memory, at + 14, marks)
+        return super().start(**options)
+
+    def position(self, n: int) -> int:
+        """The base that says slot `n`, for both ends."""
+        n += self.first
+        return (n % self.num | (n // self.num % 2 == 0) << 15) * 0x10001
+
+    @property
+    def first(self) -> int:
+        """How far `base` is from the start of a first lap."""
+        return (self.base & 0x7FFF) + self.num * (not self.base & 0x8000)
+
+    def slot(self, index: int, n: int, used: bool) -> tuple[int, int]:
+        """Where slot `n` lies, counted on without an end from `base`, and its bits AVAIL and USED."""
+        n += self.first
+        wrap = n // self.num % 2 == 0
+        return self.at(self.desc[index]) + 16 * (n % self.num), wrap << 7 | (wrap == used) << 15
+
+    def put_desc(self, index: int, i: int, addr: int, size: int, flags: int = 0) -> None:
+        """Into the next slot, of which `offer` says that it is available."""
+        at, _ = self.slot(index, self.avail_idx[index], used=False)
+        struct.pack_into("<QIH", self.memory, at, addr, size, i)
+        self.flags = flags
+
+    def offer(self, index: int, head: int) -> None:
+        at, marks = self.slot(index, self.avail_idx[index], used=False)
+        struct.pack_into("<H", self.memory, at + 14, self.flags | marks)
+        self.avail_idx[index] += 1
+
+    def write(self, data: bytes, src: int, dst: int) -> None:
+        id_ = self.avail_idx[1] % self.num
+        at = self.buffer(1, id_)
+        message = struct.pack("<IIIHH", src, dst, 0, len(data), 0) + data
+        self.memory[PAGE + at - GUEST : PAGE + at - GUEST + len(message)] = message
+        self.put_desc(1, id_, at, len(message))
+        self.offer(1, id_)
+        os.eventfd_write(self.kicks[1], 1)
+
+    def take(self) -> tuple[int, int, bytes]:
+        deadline = time.monotonic() + WAIT
+        at, marks = self.slot(0, self.seen[0], used=True)
+        while struct.unpack_from("<H", self.memory, at + 14)[0] & (1 << 7 | 1 << 15) != marks:
+            assert time.monotonic() < deadline
+            self.device.poll()
+        length, id_ = struct.unpack_from("<IH", self.memory, at + 8)
+        self.seen[0] += 1
+        at = PAGE + self.buffer(0, id_) - GUEST
+        src, dst, _, size, _ = struct.unpack_from("<IIIHH", self.memory, at)
+        assert length == 16 + size
+        data = self.memory[at + 16 : at + 16 + size]
+        self.put_desc(0, id_, self.buffer(0, id_), 512, 2)
+        self.offer(0, id_)
+        return src, dst, data
+
+
+@pytest.fixture(params=[False])
+def device(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Which offers packed rings or not."""
+    packed = request.param
+    with rpmsgx.open(f"vhost-user:{tmp_path}/s", "device", event_idx=True, inband=True, packed=packed) as bus:
         yield bus
 
 
@@ -244,14 +321,14 @@ def connect(tmp_path: Path, device: Any) -> Iterator[Callable[..., Frontend]]:
     """Front-ends, of which only the last is still there; nothing they did costs a descriptor or a map."""
     there: list[Frontend] = []
 
-    def one(**options: Any) -> Frontend:
+    def one(kind: type[Frontend] = Frontend, **options: Any) -> Frontend:
         while there:
             there.pop().close()
         deadline = time.monotonic() + WAIT
         while True:
             device.poll(timeout=0.001)  # the one before has gone
             with contextlib.suppress(ConnectionRefusedError):
-                there.append(Frontend(tmp_path / "s", device, **options))
+                there.append(kind(tmp_path / "s", device, **options))
                 return there[0]
             assert time.monotonic() < deadline
 
@@ -441,6 +518,136 @@ def test_vrings_that_cannot_be(connect: Callable[..., Frontend]) -> None:
     front.start().check()
 
 
+packed = pytest.mark.parametrize("device", [True], indirect=True)
+either = pytest.mark.parametrize("device, kind", [(False, Frontend), (True, PackedFrontend)], indirect=["device"])
+
+
+@packed
+def test_packed_vrings_that_cannot_be(connect: Callable[..., Frontend]) -> None:
+    front = connect(PackedFrontend)
+    assert front.tell(SET_MEM_TABLE, table(region()), [front.fd]) == 0
+    refused(front, SET_VRING_NUM, state(0, 6))  # split, as far as is known
+    refused(front, SET_VRING_BASE, state(0, 0x8000_8000))
+    assert front.tell(SET_FEATURES, u64(PackedFrontend.FEATURES)) == 0
+    for num in (0, 0x8001, 0x10000, 0xFFFFFFFF):
+        refused(front, SET_VRING_NUM, state(0, num))
+    for base in (0x8000_8000, 0xFFFF_FFFF, 0):
+        assert front.tell(SET_VRING_BASE, state(0, base)) == 0
+    assert front.tell(SET_VRING_NUM, state(0, 6)) == 0
+    desc, end = front.desc[0], USER + SIZE
+    for places in (
+        (desc + 8, desc + 96, desc + 100),
+        (desc, desc + 98, desc + 104),  # which would do for an avail ring
+        (desc, desc + 96, desc + 102),
+        (end - 80, desc + 96, desc + 100),
+        (desc, end, desc + 96),
+        (desc, desc + 96, end),
+        (desc, GUEST, desc + 96),
+    ):
+        refused(front, SET_VRING_ADDR, addresses(0, *places))
+    for places in ((desc, desc + 96, desc + 100), (end - 96, desc, desc + 4), (desc, end - 8, end - 4)):
+        assert front.tell(SET_VRING_ADDR, addresses(0, *places)) == 0
+    assert front.tell(SET_FEATURES, u64(1 << 32)) == 0
+    refused(front, SET_VRING_ADDR, addresses(0, desc, desc + 96, desc + 128))  # 6 are none of a split one
+
+
+@packed
+@pytest.mark.rule("2.2.2-2", "2.2.1-2")
+def test_packed_rings_without_version_1(connect: Callable[..., Frontend]) -> None:
+    front = connect(PackedFrontend)
+    for features in (1 << 34, 1 << 34 | 1 << 30 | 1):
+        refused(front, SET_FEATURES, u64(features))
+    front.start().check()
+
+
+def handed_over(front: Frontend, *, instead: dict[int, Callable[[int], bytes]]) -> None:
+    """All that comes before the kick; of some requests the payload for a vring is another one."""
+    for request, payload, fds in front.steps():
+        if request in (GET_FEATURES, GET_PROTOCOL_FEATURES):
+            front.ask(request, payload)
+        else:
+            other = instead.get(request)
+            assert front.tell(request, payload if other is None else other(payload[0]), fds) == 0
+
+
+@packed
+@pytest.mark.parametrize("base", [0x8000_8008, 0x8008_8000, 0x8000_FFFF, 0xFFFF_8000, 0x7FFF_7FFF])
+def test_a_base_beyond_the_ring(connect: Callable[..., Frontend], base: int, device: Any) -> None:
+    """Of a packed ring both halves are slots."""
+    front = connect(PackedFrontend)
+    handed_over(front, instead={SET_VRING_BASE: lambda index: state(index, base)})
+    os.eventfd_write(front.kicks[0], 1)
+    assert front.hung_up() and not device.is_up
+
+
+@packed
+@pytest.mark.parametrize("areas", ["both one", "over descriptors", "over the other"])
+def test_structures_of_packed_rings_that_overlap(connect: Callable[..., Frontend], areas: str, device: Any) -> None:
+    front = connect(PackedFrontend)
+    front.avail[1] = {
+        "both one": front.used[1],
+        "over descriptors": front.desc[1] + 16 * NUM - 4,
+        "over the other": front.avail[0],
+    }[areas]
+    handed_over(front, instead={})
+    os.eventfd_write(front.kicks[0], 1)
+    assert front.hung_up() and not device.is_up
+
+
+@packed
+@pytest.mark.parametrize("change", ["to split", "to packed"])
+def test_what_was_said_of_rings_of_the_other_kind_is_not_believed(
+    connect: Callable[..., Frontend], device: Any, change: str
+) -> None:
+    """Numbers and places that were right are checked again once the features are others."""
+    front = connect(PackedFrontend if change == "to split" else Frontend)
+    if change == "to split":
+        handed_over(front, instead={SET_VRING_NUM: lambda index: state(index, 6)})
+        assert front.tell(SET_FEATURES, u64(1 << 32)) == 0
+    else:
+        handed_over(front, instead={SET_VRING_BASE: lambda index: state(index, 9)})
+        assert front.tell(SET_FEATURES, u64(PackedFrontend.FEATURES)) == 0
+        for index in (0, 1):
+            assert front.tell(SET_VRING_ENABLE, state(index, 1)) == 0
+    os.eventfd_write(front.kicks[0], 1)
+    assert front.hung_up() and not device.is_up
+
+
+@packed
+@pytest.mark.parametrize("num", [1, 3, 6, 7, 8])
+@pytest.mark.parametrize("said", [0x8000_8000, 0])
+def test_packed_vrings_of_any_number(connect: Callable[..., Frontend], num: int, said: int) -> None:
+    """Which start; a front-end that says base 0 of any ring that does means the same."""
+    front = connect(PackedFrontend)
+    front.num = num
+    front.start(said=said)
+    for _ in range(3 * num):
+        front.check()
+
+
+@packed
+@pytest.mark.parametrize("base", [0x8000_8000, 0, 0x0003_0003, 0x8007_8007])
+def test_packed_vrings_are_stopped_and_go_on_from_their_base(
+    connect: Callable[..., Frontend], device: Any, base: int
+) -> None:
+    front: Any = connect(PackedFrontend)
+    front.base = base
+    front.start()
+    for _ in range(2):
+        for _ in range(3):
+            front.check()
+        where = front.position(3)
+        for index in (0, 1):
+            assert struct.unpack("=II", front.ask(GET_VRING_BASE, state(index, 0))) == (index, where)
+        assert not device.is_up
+        rings = front.memory[:]
+        front = connect(PackedFrontend)  # which goes on with these rings
+        front.memory[:] = rings
+        front.base, front.avail_idx = where, [NUM, 0]
+        handed_over(front, instead={})
+        os.eventfd_write(front.kicks[0], 1)
+
+
 @pytest.mark.parametrize("same", ["desc", "used"])
 def test_vrings_that_overlap_each_other(connect: Callable[..., Frontend], same: str, device: Any) -> None:
     front = connect()
@@ -581,11 +788,14 @@ def test_a_kick_that_never_ends(connect: Callable[..., Frontend], device: Any, k
     idle(device)  # the socket's other end has gone
 
 
+@either
 @pytest.mark.parametrize("who", ["rings", "buffers", "all"])
-def test_memory_that_is_taken_away(connect: Callable[..., Frontend], device: Any, tmp_path: Path, who: str) -> None:
+def test_memory_that_is_taken_away(
+    connect: Callable[..., Frontend], device: Any, tmp_path: Path, who: str, kind: type[Frontend]
+) -> None:
     fd = os.open(tmp_path / "memory", os.O_RDWR | os.O_CREAT, 0o600)
     os.ftruncate(fd, PAGE + SIZE)
-    front = connect(memory=fd)
+    front = connect(kind, memory=fd)
     front.start().check()
     endpoint = device.create_endpoint()
     os.ftruncate(fd, {"rings": 0, "buffers": 9 * PAGE, "all": 0}[who])
@@ -604,13 +814,14 @@ def test_memory_that_is_taken_away(connect: Callable[..., Frontend], device: Any
     endpoint.close()
 
 
+@either
 @pytest.mark.parametrize("seed", range(4))
-def test_anything_at_all(connect: Callable[..., Frontend], device: Any, seed: int) -> None:
+def test_anything_at_all(connect: Callable[..., Frontend], device: Any, seed: int, kind: type[Frontend]) -> None:
     rng = random.Random(seed)
     numbers = [0, 1, 2, 7, 8, 255, 256, PAGE, 0xFFFF, 0x10000, 0xFFFFFFFF, GUEST, USER, SIZE, (1 << 64) - 1]
     sent = 0
     while sent < 1500:
-        front = connect()
+        front = connect(kind)
         steps = list(front.steps())
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             for _ in range(rng.randrange(40)):
@@ -639,8 +850,11 @@ def test_anything_at_all(connect: Callable[..., Frontend], device: Any, seed: in
 
 
 @pytest.mark.rule("2.4.1-2")
-def test_the_rings_are_left_alone_once_it_was_said_so(connect: Callable[..., Frontend], device: Any) -> None:
-    front = connect()
+@either
+def test_the_rings_are_left_alone_once_it_was_said_so(
+    connect: Callable[..., Frontend], device: Any, kind: type[Frontend]
+) -> None:
+    front = connect(kind)
     front.start()
     endpoint = device.create_endpoint(dst=5)
     ways = (
@@ -658,13 +872,16 @@ def test_the_rings_are_left_alone_once_it_was_said_so(connect: Callable[..., Fro
         before = front.memory[:]
         assert endpoint.try_recv() is None
         assert front.memory[:] == before
-        front = connect()
+        front = connect(kind)
         front.start().check()
 
 
-def test_not_a_byte_is_written_after_the_answer(connect: Callable[..., Frontend], device: Any) -> None:
-    """Other threads of the device are in the middle of it when one answers."""
-    front = connect()
+@either
+def test_not_a_byte_is_written_after_the_answer(
+    connect: Callable[..., Frontend], device: Any, kind: type[Frontend]
+) -> None:
+    """Other threads of the device are in the middle of it when one answers; it goes on where they were."""
+    front = connect(kind)
     front.start()
     endpoint = device.create_endpoint(dst=5)
     stop = threading.Event()
@@ -706,9 +923,12 @@ class Elsewhere:
         select.select([self.sock], [], [], 0.0001)
 
 
-def test_a_disabled_vring_is_enabled_again(connect: Callable[..., Frontend], device: Any) -> None:
+@either
+def test_a_disabled_vring_is_enabled_again(
+    connect: Callable[..., Frontend], device: Any, kind: type[Frontend]
+) -> None:
     """Nothing that was on its way is lost: the device goes on where it was."""
-    front = connect()
+    front = connect(kind)
     front.start().check()
     assert front.tell(SET_VRING_ENABLE, state(0, 0)) == 0
     endpoint = device.create_endpoint()
@@ -1015,7 +1235,7 @@ def test_a_back_end_of_few_or_of_all_features(backend: Backend, driver: Any, fea
     backend.protocol = (1 << 64) - 1 & ~(1 << 14)
     serve(backend, driver, lambda: driver.is_up and (GET_STATUS not in backend.given or backend.status == 15))
     (accepted,) = struct.unpack("=Q", backend.given[SET_FEATURES][0])
-    assert accepted == features & (1 << 32 | 1 << 30 | 1 << 29 | 1 << 28 | 1)
+    assert accepted == features & (1 << 34 | 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28 | 1)
     if features & 1 << 30:
         (accepted,) = struct.unpack("=Q", backend.given[SET_PROTOCOL_FEATURES][0])
         assert accepted == 1 << 3 | 1 << 5 | 1 << 9 | 1 << 16

@@ -30,10 +30,12 @@ pytestmark = pytest.mark.timeout(300)
 MESSAGES = int(os.environ.get("RPMSGX_MESSAGES", "20000"))
 PROGRAM = Path(__file__).parent.parent / "support_process.py"
 
-# Transport and, where the two can be chosen apart, which role owns table and socket; and another layout.
+# Transport and, where the two can be chosen apart, which role owns table and socket; and another layout, other rings.
 LINKS = [
     ("file", "driver"), ("file", "device"), ("memfd", "driver"), ("vhost-user", "driver"), ("vhost-user", "device"),
     ("file", "driver modern"), ("file", "device modern"), ("memfd", "driver modern"),
+    ("file", "driver modern packed"), ("memfd", "driver modern packed"),
+    ("vhost-user", "driver packed"), ("vhost-user", "device packed"),
 ]  # fmt: skip
 
 
@@ -44,8 +46,10 @@ def link(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
 
 
 def options(url: str, server: str, role: str) -> dict[str, Any]:
-    server, _, layout = server.partition(" ")
-    chosen: dict[str, Any] = {"layout": layout} if layout else {}
+    server, *words = server.split()
+    chosen: dict[str, Any] = {"layout": "modern"} if "modern" in words else {}
+    if "packed" in words:
+        chosen["packed"] = True
     return chosen if url.startswith("memfd:") else chosen | {"server": server == role}
 
 

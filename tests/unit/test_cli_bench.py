@@ -80,6 +80,11 @@ def test_two_processes(tmp_path: Path) -> None:
     assert sum(text.endswith(" M/s") for text in texts) == 8 and sum(text.endswith(" us") for text in texts) == 2
 
 
+def test_options_are_for_both_processes() -> None:
+    """Both ends choose the layout, and it is the device that offers packed rings."""
+    check(report("-o", "layout=modern", "-o", "packed=true", "--sizes", "64", "--batches", "16"), [64], [16])
+
+
 def test_a_blocking_receiver_is_limited_by_its_wake_ups() -> None:
     """What a figure is made of adds up to what it took, and tells what happened."""
     figures = report("--sizes", "16", "--batches", "64")["figures"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rpmsgx.virtio.link import F_EVENT_IDX, F_INDIRECT_DESC, F_NS, F_VERSION_1
+from rpmsgx.virtio.link import F_VERSION_1
 
 if TYPE_CHECKING:
     from rpmsgx.virtio.layout import Layout
@@ -38,11 +38,13 @@ def open_link(
 
     Nothing answers the peer but calls on the bus: a guest that boots waits for them.
 
-    Raises OSError if this end cannot listen there, ValueError for a `uid` that cannot be, and for `bulk` and `bufsz` of
-    the layout, for which there is no resource table.
+    Raises OSError if this end cannot listen there, ValueError for a `uid` that cannot be, for `packed` without
+    `version_1`, and for `bulk` and `bufsz` of the layout, for which there is no resource table.
     """
     if layout.bulk or layout.bufsz:
         raise ValueError("vhost-user: has neither bulk nor bufsz: there is no resource table to announce them")
+    if layout.packed and not version_1:
+        raise ValueError("vhost-user: packed rings are not a legacy device's: leave version_1 on")
     if uid is not None and (not isinstance(uid, int) or uid < 0):
         raise ValueError(f"uid must be a user's number, not {uid!r}")
     listen = role == "device" if server is None else bool(server)
@@ -53,6 +55,5 @@ def open_link(
     from rpmsgx.virtio.vhost.backend import VhostUserDevice
     from rpmsgx.virtio.vhost.protocol import F_PROTOCOL_FEATURES
 
-    features = F_NS * layout.name_service | F_INDIRECT_DESC * layout.indirect | F_EVENT_IDX * layout.event_idx
-    features |= F_PROTOCOL_FEATURES | F_VERSION_1 * bool(version_1)
+    features = layout.features | F_PROTOCOL_FEATURES | F_VERSION_1 * bool(version_1)
     return VhostUserDevice(address, listen=listen, uid=uid, features=features, inband=bool(inband))

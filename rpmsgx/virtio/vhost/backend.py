@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from array import array
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,15 +25,19 @@ from rpmsgx.virtio.link import (
     F_EVENT_IDX,
     F_INDIRECT_DESC,
     F_NS,
+    F_RING_PACKED,
     F_VERSION_1,
     FAILED,
     FEATURES_OK,
     NEEDS_RESET,
+    PACKED_START,
     Link,
     Ring,
     Session,
     granted,
+    legal_num,
     overlapping,
+    ring_areas,
 )
 from rpmsgx.virtio.vhost.connection import Connection, log
 from rpmsgx.virtio.vhost.protocol import (
@@ -83,8 +88,7 @@ class _Vring:
         self.kick: Ringer | None = None
         self.call: Ringer | None = None
         self.error: Ringer | None = None
-        self.used: memoryview | None = None  # while a session has it: used.idx, and what it was at first
-        self.used_first = 0
+        self.reached: Callable[[], int] | None = None  # while a session has it: the base to go on from
 
     def ringers(self) -> list[Ringer]:
         return [ringer for ringer in (self.kick, self.call, self.error) if ringer is not None]
@@ -94,7 +98,7 @@ class Backend(Connection):
     """Serves one front-end after another; offers `features`, and in-band notifications if `inband`.
 
     `generation` counts what ended a session, which lasts from `take_rings` on. `memory` is the front-end's, da its user
-    addresses, pa its guest's.
+    addresses, pa its guest's. `positions`: of packed rings that were taken, see `Session`.
     """
 
     def __init__(self, path: str, *, listen: bool, uid: int | None, features: int, inband: bool) -> None:
@@ -104,6 +108,7 @@ class Backend(Connection):
         self._in_use = False
         self._held: Message | None = None
         self._requests: Channel | None = None  # our own, to the front-end
+        self.positions = array("I", (0, 0))
         self.memory: AddressSpace | None = None
         self._vrings = [_Vring(index) for index in range(VRINGS)]
         self._features: int | None = None
@@ -141,19 +146,28 @@ class Backend(Connection):
         try:
             if self.memory_lost():
                 raise Refused("the shared memory was truncated")
-            rings = [self._ring(vring) for vring in self._vrings]
+            rings = [self._started_at(self._ring(vring)) for vring in self._vrings]
             if overlapping([part for ring in rings for part in ring.parts()]):
                 raise Refused("the vrings overlap")
+            for ring in rings:
+                self._check_base(ring.notifyid, ring.base, ring.num)
         except Refused as refused:
             self._ring_errors()
             self._lose(str(refused))
             return None
+        self.positions = array("I", (ring.base >> 16 for ring in reversed(rings)))  # rx is vring 1
         for vring, ring in zip(self._vrings, rings, strict=True):
-            assert ring.used is not None
-            vring.used = memoryview(ring.used[0])[ring.used[1] + 2 : ring.used[1] + 4]  # type: ignore[arg-type]
-            vring.used_first = self._used_index(vring)
+            vring.reached = self._progress(ring)
         self._in_use = True
         return rings, self.memory.regions, self._features or 0
+
+    def _started_at(self, ring: Ring) -> Ring:
+        """With the base of a packed ring that starts where a front-end says 0, as Linux's virtio_uml does of any ring.
+
+        Wrap counters 0 at slot 0 are those of a second lap: then the first one has left the slot's bit USED set.
+        """
+        used = memoryview(ring.buffer)[ring.offset + 15] & 0x80  # type: ignore[arg-type]
+        return ring._replace(base=PACKED_START) if ring.packed and ring.base == 0 and not used else ring
 
     def _started(self) -> bool:
         ready = all(vring.num and vring.addresses and vring.enabled for vring in self._vrings)
@@ -239,13 +253,20 @@ class Backend(Connection):
             return
         self._in_use = False
         for vring in self._vrings:
-            vring.base = (vring.base + self._used_index(vring) - vring.used_first) & 0xFFFF
-            vring.used = None
+            assert vring.reached is not None
+            vring.base = vring.reached()
+            vring.reached = None
 
-    def _used_index(self, vring: _Vring) -> int:
-        order = "<H" if (self._features or 0) & F_VERSION_1 else "=H"
-        assert vring.used is not None
-        return int(struct.unpack(order, vring.used)[0])
+    def _progress(self, ring: Ring) -> Callable[[], int]:
+        """What tells the base that whoever has the ring next goes on from: what was not given back is offered again."""
+        assert ring.used is not None
+        if ring.packed:
+            positions, which = self.positions, 1 - ring.notifyid
+            return lambda: positions[which] * 0x10001  # to take, and to give back
+        order = struct.Struct("<H" if (self._features or 0) & F_VERSION_1 else "=H")
+        buffer, at = memoryview(ring.used[0]), ring.used[1] + 2  # type: ignore[arg-type]
+        (first,) = order.unpack_from(buffer, at)
+        return lambda: int(ring.base + order.unpack_from(buffer, at)[0] - first) & 0xFFFF
 
     def _drop_requests(self) -> None:
         requests, self._requests = self._requests, None
@@ -313,6 +334,8 @@ class Backend(Connection):
         (features,) = U64.unpack(message.payload)
         if features & ~self.offered:
             raise Refused(f"features {features:#x}, only {self.offered:#x} are offered")
+        if features & F_RING_PACKED and not features & F_VERSION_1:
+            raise Refused(f"features {features:#x}: RING_PACKED without VERSION_1")
         self._features = features
         for vring in self._vrings:
             vring.kicked = False
@@ -370,9 +393,22 @@ class Backend(Connection):
 
     def _set_vring_num(self, message: Message) -> None:
         vring, num = self._vring_state(message)
-        if num == 0 or num & (num - 1) or num > 32768:
-            raise Refused(f"vring {vring.index}: num is {num}, not a power of two from 1 to 32768")
+        self._check_num(vring.index, num)
         vring.num = num
+
+    @property
+    def _packed(self) -> bool:
+        return bool((self._features or 0) & F_RING_PACKED)
+
+    def _check_num(self, index: int, num: int) -> None:
+        if not legal_num(num, self._packed):
+            kind = "" if self._packed else "a power of two "
+            raise Refused(f"vring {index}: num is {num}, not {kind}from 1 to 32768")
+
+    def _check_base(self, index: int, base: int, num: int) -> None:
+        if max(base & 0x7FFF, base >> 16 & 0x7FFF) >= num if self._packed else base > 0xFFFF:
+            limit = f"is not in {num} slots" if self._packed else "has more than 16 bits"
+            raise Refused(f"vring {index}: base {base:#x} {limit}")
 
     def _set_vring_addr(self, message: Message) -> None:
         index, flags, desc, used, avail, _ = VRING_ADDR.unpack(message.payload)
@@ -391,8 +427,8 @@ class Backend(Connection):
         places: list[tuple[object, int]] = []
         if self.memory is None or vring.addresses is None or not vring.num:
             raise Refused(f"vring {vring.index}: memory and num come before its addresses")
-        sizes = (16 * vring.num, 6 + 2 * vring.num, 6 + 8 * vring.num)
-        for address, size, align in zip(vring.addresses, sizes, (16, 2, 4), strict=True):
+        self._check_num(vring.index, vring.num)  # features may have changed since
+        for address, (size, align) in zip(vring.addresses, ring_areas(vring.num, self._packed), strict=True):
             try:
                 region, offset = self.memory.find_da(address, size)
             except ResourceError as error:
@@ -401,12 +437,11 @@ class Backend(Connection):
                 raise Refused(f"vring {vring.index}: {address:#x} is not a multiple of {align}")
             places.append((region.buffer, offset))
         (buffer, offset), avail, used = places
-        return Ring(buffer, offset, vring.num, 0, vring.index, avail, used, vring.base)
+        return Ring(buffer, offset, vring.num, 0, vring.index, avail, used, vring.base, self._packed)
 
     def _set_vring_base(self, message: Message) -> None:
         vring, base = self._vring_state(message)
-        if base > 0xFFFF:
-            raise Refused(f"vring {vring.index}: base {base:#x} has more than 16 bits")
+        self._check_base(vring.index, base, num=1 << 15)
         vring.base = base
 
     def _get_vring_base(self, message: Message) -> bytes:
@@ -582,6 +617,7 @@ class VhostUserDevice(Link):
             version_1=bool(features & F_VERSION_1),
             lost=None if guarded is None else (guarded, 0),
             adopt_used=True,
+            positions=(self.doorbell.positions, 0) if features & F_RING_PACKED else None,
         )
 
     @property

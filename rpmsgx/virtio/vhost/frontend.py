@@ -25,6 +25,7 @@ from rpmsgx.virtio.link import (
     F_EVENT_IDX,
     F_INDIRECT_DESC,
     F_NS,
+    F_RING_PACKED,
     F_VERSION_1,
     FAILED,
     FEATURES_OK,
@@ -96,15 +97,13 @@ class Memory:
         packed = [MEM_REGION.pack(region.pa, region.size, region.da, offset) for region, offset in regions]
         return MEM_TABLE.pack(len(packed), 0) + b"".join(packed)
 
-    def ring(self, index: int) -> Ring:
-        return Ring(self.rings.buffer, index * self.ring_size, self.num, ALIGN, index)
+    def ring(self, index: int, packed: bool) -> Ring:
+        return Ring.placed(self.rings.buffer, index * self.ring_size, self.num, ALIGN, index, packed)
 
-    def ring_addresses(self, index: int) -> bytes:
+    def addresses(self, ring: Ring) -> bytes:
         """The payload of SET_VRING_ADDR."""
-        desc = self.rings.da + index * self.ring_size
-        avail = desc + 16 * self.num
-        used = desc + vring_size(self.num, ALIGN) - (6 + 8 * self.num)
-        return VRING_ADDR.pack(index, 0, desc, used, avail, 0)
+        desc, avail, used = (self.rings.da + start for _, start, _ in ring.parts())
+        return VRING_ADDR.pack(ring.notifyid, 0, desc, used, avail, 0)
 
     def pool(self, index: int) -> Pool:
         offset, count, size = self.pools[index]
@@ -163,6 +162,10 @@ class Frontend(Connection):
             except (Violation, OSError):
                 pass
 
+    def ring(self, index: int) -> Ring:
+        """As was agreed on."""
+        return self._memory.ring(index, bool(self.features & F_RING_PACKED))
+
     # -- what is sent
 
     def _tell(self, request: Request, payload: bytes = b"", fds: tuple[int, ...] = ()) -> None:
@@ -211,6 +214,8 @@ class Frontend(Connection):
             self._set_status(ACKNOWLEDGE)
             self._set_status(DRIVER)
         self.features = offered & FEATURES
+        if not offered & F_VERSION_1:
+            self.features &= ~F_RING_PACKED  # which needs it (VIRTIO 2.2.1)
         self._tell(Request.SET_FEATURES, U64.pack(self.features))
         if self.protocol & P_STATUS and self.features & F_VERSION_1:
             self._set_status(FEATURES_OK)
@@ -228,9 +233,10 @@ class Frontend(Connection):
         for index in (0, 1):
             if not inband:
                 self._tell(Request.SET_VRING_CALL, U64.pack(index), (self._call_socket(index),))
-            self._tell(Request.SET_VRING_NUM, VRING_STATE.pack(index, memory.num))
-            self._tell(Request.SET_VRING_BASE, VRING_STATE.pack(index, 0))
-            self._tell(Request.SET_VRING_ADDR, memory.ring_addresses(index))
+            ring = self.ring(index)
+            self._tell(Request.SET_VRING_NUM, VRING_STATE.pack(index, ring.num))
+            self._tell(Request.SET_VRING_BASE, VRING_STATE.pack(index, ring.base))
+            self._tell(Request.SET_VRING_ADDR, memory.addresses(ring))
         for index in (0, 1):
             if not inband:
                 self._tell(Request.SET_VRING_KICK, U64.pack(index), (self._kick_socket(),))
@@ -350,8 +356,8 @@ class VhostUserDriver(Link):
             return None
         features = frontend.features
         return Session(
-            rx=self._memory.ring(0),
-            tx=self._memory.ring(1),
+            rx=frontend.ring(0),
+            tx=frontend.ring(1),
             rx_pool=self._memory.pool(0),
             tx_pool=self._memory.pool(1),
             name_service=bool(features & F_NS),

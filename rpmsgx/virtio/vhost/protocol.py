@@ -13,10 +13,10 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from rpmsgx.notify import rights
-from rpmsgx.virtio.link import F_EVENT_IDX, F_INDIRECT_DESC, F_NS, F_VERSION_1
+from rpmsgx.virtio.link import SUPPORTED_64
 
 F_PROTOCOL_FEATURES = 1 << 30
-FEATURES = F_NS | F_INDIRECT_DESC | F_EVENT_IDX | F_PROTOCOL_FEATURES | F_VERSION_1
+FEATURES = SUPPORTED_64 | F_PROTOCOL_FEATURES
 
 # Protocol features.
 P_MQ = 1 << 0

@@ -191,26 +191,29 @@ SLOW = (
     pytest.mark.slow,
     pytest.mark.skipif(os.environ.get("RPMSGX_SLOW") != "1", reason="half a minute: set RPMSGX_SLOW=1"),
 )
-# version_1, event_idx, indirect, inband, messages each way
+# version_1, event_idx, indirect, packed, inband, messages each way
 OFFERS = [
-    *((*bits, False, MESSAGES) for bits in itertools.product((True, False), repeat=3)),
-    (True, True, True, True, MESSAGES),
-    pytest.param(True, True, True, False, 20 * MESSAGES, marks=SLOW),
+    *((*bits, False, False, MESSAGES) for bits in itertools.product((True, False), repeat=3)),
+    *((True, *bits, True, False, MESSAGES) for bits in itertools.product((True, False), repeat=2)),
+    (True, True, True, False, True, MESSAGES),
+    pytest.param(True, True, True, False, False, 20 * MESSAGES, marks=SLOW),
+    pytest.param(True, True, True, True, False, 20 * MESSAGES, marks=SLOW),
 ]
 
 
 @pytest.mark.rule("2.2.2-2", "2.2.3-1", "3.1.2", "6.2-1")
-@pytest.mark.parametrize(("version_1", "event_idx", "indirect", "inband", "messages"), OFFERS)
+@pytest.mark.parametrize(("version_1", "event_idx", "indirect", "packed", "inband", "messages"), OFFERS)
 def test_nothing_is_lost_or_altered(
     serve: Callable[..., Served], boot: Callable[..., Guest],
-    version_1: bool, event_idx: bool, indirect: bool, inband: bool, messages: int,
+    version_1: bool, event_idx: bool, indirect: bool, packed: bool, inband: bool, messages: int,
 ) -> None:  # fmt: skip
-    served = serve(version_1=version_1, event_idx=event_idx, indirect=indirect, inband=inband)
+    served = serve(version_1=version_1, event_idx=event_idx, indirect=indirect, packed=packed, inband=inband)
     # What was not read yet waits in the guest's memory, without a bound; where that is full, it is lost without a word.
     guest = boot(served, expect=[SPURIOUS], memory="512M")
     endpoint = served.bus.create_endpoint(RAW)
     until(guest, there("/dev/rpmsg0"))
-    assert features(guest) & ~(1 << 30) == 1 | version_1 << 32 | event_idx << 29 | indirect << 28
+    accepted = 1 | indirect << 28 | event_idx << 29 | version_1 << 32 | packed << 34
+    assert features(guest) & ~(1 << 30) == accepted
     status = [line.text.split()[-1] for line in guest.log() if "status" in line.text]
     assert status == (["0x03", "0x0b", "0x0f"] if version_1 else ["0x03", "0x07"])
     failed: list[BaseException] = []
