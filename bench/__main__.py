@@ -109,12 +109,14 @@ def limits(sizes: tuple[int, ...], repeats: int, pair: Pair, steady: Steady) -> 
     ]
     for size in sizes:
         plan.append(("one", "memcpy in and out", size, 1, ("memcpy", size)))
-        plan.append(("trip", "C core, spinning", size, 1, ("echo", size, *pair)))
-        for batch in (1, BATCH):
-            for role, way in (("driver", "driver to device"), ("device", "device to driver")):
-                plan.append(("one", f"C core, {way}", size, batch, ("both", size, batch, count, role)))
-                ends = pair.there, pair.here  # the sender's first
-                plan.append(("stream", f"C core, {way}", size, batch, ("stream", size, batch, count, role, *ends)))
+        for ring, words in (("", ()), (", packed", ("packed",))):
+            plan.append(("trip", f"C core{ring}, spinning", size, 1, ("echo", size, *pair, *words)))
+            for batch in (1, BATCH):
+                for role, way in (("driver", "driver to device"), ("device", "device to driver")):
+                    name, work = f"C core{ring}, {way}", (size, batch, count, role)
+                    plan.append(("one", name, size, batch, ("both", *work, *words)))
+                    ends = pair.there, pair.here  # the sender's first
+                    plan.append(("stream", name, size, batch, ("stream", *work, *ends, *words)))
     for i, (what, name, size, batch, arguments) in enumerate(plan):
         say(f"[{i + 1}/{len(plan)}] limits: {name}, {what}, {size} bytes, {batch} a call")
         runs = [steady(plain_c, *arguments) for _ in range(repeats)]

@@ -13,10 +13,11 @@ import socket
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from multiprocessing.shared_memory import SharedMemory
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import rpmsgx
@@ -71,6 +72,7 @@ class Memfd(Transport):
     ours = True
     spin = SPIN
     roles = "device", "driver"
+    options: Mapping[str, object] = MappingProxyType({})
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -79,7 +81,8 @@ class Memfd(Transport):
     @contextmanager
     def end(self, side: int) -> Iterator[End]:
         role = self.roles[side]
-        with rpmsgx.open(f"memfd:{self._folder.name}/link", role, spin=self.spin) as bus:  # type: ignore[call-overload]
+        url = f"memfd:{self._folder.name}/link"
+        with rpmsgx.open(url, role, spin=self.spin, **self.options) as bus:  # type: ignore[call-overload]
             if role == "driver":
                 endpoint = bus.open(SERVICE, timeout=WAIT)
                 endpoint.send(b"")
@@ -108,6 +111,16 @@ class MemfdBack(Memfd):
 class MemfdBlocking(Memfd):
     name = "rpmsgx, blocking"
     spin = 0.0
+
+
+class MemfdPacked(Memfd):
+    name = "rpmsgx, packed, driver to device"
+    options = MappingProxyType({"layout": "modern", "packed": True})
+
+
+class MemfdPackedBack(MemfdPacked):
+    name = "rpmsgx, packed, device to driver"
+    roles = "driver", "device"
 
 
 class MemfdRows(Memfd):
@@ -360,5 +373,6 @@ class Iceoryx(Transport):
 
 
 TRANSPORTS: tuple[type[Transport], ...] = (
-    MemfdSpinning, MemfdBack, MemfdRows, MemfdBlocking, Pipe, SocketPair, Connection, Queue, Zmq, Iceoryx, SharedRing,
+    MemfdSpinning, MemfdBack, MemfdPacked, MemfdPackedBack, MemfdRows, MemfdBlocking, Pipe, SocketPair, Connection,
+    Queue, Zmq, Iceoryx, SharedRing,
 )  # fmt: skip

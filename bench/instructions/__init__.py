@@ -31,7 +31,8 @@ LIMIT = 120.0  # seconds for a program under valgrind
 
 #: (name, messages) of the cases of core.c and endpoints.py.
 CORE = [
-    (f"{way}, {batch} a call, {size} bytes", 64 * 64)
+    (f"{way}, {batch} a call, {size} bytes{ring}", 64 * 64)
+    for ring in ("", ", packed")
     for size in (64, 496)
     for batch in (1, 64)
     for way in ("driver to device", "device to driver")

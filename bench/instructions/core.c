@@ -40,12 +40,14 @@ int main(void)
 {
 	static const uint32_t sizes[] = { 64, 496 };
 	static struct link l;
-	link_open(&l, memory);
-	for (uint32_t i = 0; i < 2; i++) {
-		measure(single, &l.driver.tx, &l.device.rx, sizes[i]);
-		measure(single, &l.device.tx, &l.driver.rx, sizes[i]);
-		measure(batch, &l.driver.tx, &l.device.rx, sizes[i]);
-		measure(batch, &l.device.tx, &l.driver.rx, sizes[i]);
+	for (int packed = 0; packed < 2; packed++) {
+		link_open(&l, memory, packed);
+		for (uint32_t i = 0; i < 2; i++) {
+			measure(single, &l.driver.tx, &l.device.rx, sizes[i]);
+			measure(single, &l.device.tx, &l.driver.rx, sizes[i]);
+			measure(batch, &l.driver.tx, &l.device.rx, sizes[i]);
+			measure(batch, &l.device.tx, &l.driver.rx, sizes[i]);
+		}
 	}
 	return 0;
 }

@@ -3,11 +3,12 @@
  * What bounds a transport on this machine, in plain C. Prints nanoseconds: a message, or the median round trip.
  *
  *   limits memcpy SIZE                                into a ring of 256 buffers, and out again
- *   limits both SIZE BATCH COUNT driver|device        one thread is both ends of a link; the sender is named
+ *   limits both SIZE BATCH COUNT driver|device [packed]   one thread is both ends of a link; the sender is named
  *   limits line CPU CPU                               round trip of a cache line between two CPUs
  *   limits eventfd|futex CPU CPU                      round trip of two processes that sleep
- *   limits stream SIZE BATCH COUNT driver|device CPU CPU   two processes that spin; the first CPU is the sender's
- *   limits echo SIZE CPU CPU                          round trip over a link, spinning
+ *   limits stream SIZE BATCH COUNT driver|device CPU CPU [packed]
+ *                                                     two processes that spin; the first CPU is the sender's
+ *   limits echo SIZE CPU CPU [packed]                 round trip over a link, spinning
  */
 #define _GNU_SOURCE
 #include <linux/futex.h>
@@ -111,11 +112,11 @@ static double bench_memcpy(uint32_t size)
 	return (now() - begin) / ROUNDS / NUM;
 }
 
-static double bench_both(uint32_t size, uint32_t batch, uint32_t count, bool from_driver)
+static double bench_both(uint32_t size, uint32_t batch, uint32_t count, bool from_driver, bool packed)
 {
 	static struct link l;
 	static uint8_t in[BUF], out[BUF];
-	link_open(&l, shared(LINK_BYTES));
+	link_open(&l, shared(LINK_BYTES), packed);
 	struct rpx_tx *tx = from_driver ? &l.driver.tx : &l.device.tx;
 	struct rpx_rx *rx = from_driver ? &l.device.rx : &l.driver.rx;
 	double begin = 0;
@@ -246,10 +247,10 @@ static void stream_receive(struct rpx_rx *rx, uint32_t batch, uint32_t count)
 	}
 }
 
-static double bench_stream(uint32_t size, uint32_t batch, uint32_t count, bool from_driver, int a, int b)
+static double bench_stream(uint32_t size, uint32_t batch, uint32_t count, bool from_driver, bool packed, int a, int b)
 {
 	static struct link l;
-	link_open(&l, shared(LINK_BYTES));
+	link_open(&l, shared(LINK_BYTES), packed);
 	struct rpx_tx *tx = from_driver ? &l.driver.tx : &l.device.tx;
 	struct rpx_rx *rx = from_driver ? &l.device.rx : &l.driver.rx;
 	if (split(b, a)) {
@@ -262,14 +263,14 @@ static double bench_stream(uint32_t size, uint32_t batch, uint32_t count, bool f
 	return (now() - begin) / count;
 }
 
-static double bench_echo(uint32_t size, int a, int b)
+static double bench_echo(uint32_t size, bool packed, int a, int b)
 {
 	enum { ALL = 10 * TRIPS };
 	static struct link l;
 	static double trips[ALL];
 	static uint8_t data[BUF];
 	int spins = 0;
-	link_open(&l, shared(LINK_BYTES));
+	link_open(&l, shared(LINK_BYTES), packed);
 	if (split(a, b)) {
 		for (;;) {
 			while (!link_receive1(&l.device.rx, data))
@@ -300,11 +301,13 @@ int main(int argc, char **argv)
 	const char *what = argc > 1 ? argv[1] : "";
 	long n[5] = { 0 };
 	uint32_t numbers = 0;
-	bool from_driver = true;
+	bool from_driver = true, packed = false;
 	double ns;
 	for (int i = 2; i < argc; i++) {
 		if (strcmp(argv[i], "driver") == 0 || strcmp(argv[i], "device") == 0)
 			from_driver = strcmp(argv[i], "driver") == 0;
+		else if (strcmp(argv[i], "packed") == 0)
+			packed = true;
 		else if (numbers < 5)
 			n[numbers++] = strtol(argv[i], NULL, 0);
 	}
@@ -313,7 +316,7 @@ int main(int argc, char **argv)
 	if (strcmp(what, "memcpy") == 0 && numbers == 1 && size <= BUF)
 		ns = bench_memcpy(size);
 	else if (strcmp(what, "both") == 0 && numbers == 3 && sized)
-		ns = bench_both(size, batch, count, from_driver);
+		ns = bench_both(size, batch, count, from_driver, packed);
 	else if (strcmp(what, "line") == 0 && numbers == 2)
 		ns = bench_line((int)n[0], (int)n[1]);
 	else if (strcmp(what, "eventfd") == 0 && numbers == 2)
@@ -321,9 +324,9 @@ int main(int argc, char **argv)
 	else if (strcmp(what, "futex") == 0 && numbers == 2)
 		ns = bench_futex((int)n[0], (int)n[1]);
 	else if (strcmp(what, "stream") == 0 && numbers == 5 && sized)
-		ns = bench_stream(size, batch, count, from_driver, (int)n[3], (int)n[4]);
+		ns = bench_stream(size, batch, count, from_driver, packed, (int)n[3], (int)n[4]);
 	else if (strcmp(what, "echo") == 0 && numbers == 3 && size <= BUF - RPX_HDR)
-		ns = bench_echo(size, (int)n[1], (int)n[2]);
+		ns = bench_echo(size, packed, (int)n[1], (int)n[2]);
 	else
 		return usage();
 	printf("%.2f\n", ns);

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A whole rpmsg link of 256 buffers of 512 bytes each way in `base`, as the Python bench has it: both its ends. */
+/*
+ * A whole rpmsg link of 256 buffers of 512 bytes each way in `base`, as the Python bench has it: both its ends, over split
+ * or packed rings.
+ */
 #ifndef BENCH_LINK_H
 #define BENCH_LINK_H
 
@@ -15,8 +18,11 @@
 struct end {
 	struct rpx_rx rx;
 	struct rpx_tx tx;
-	struct rpx_drv drv[2];
-	struct rpx_dev dev[2];
+	union { /* either is of no ring but its own */
+		struct rpx_drv drv[2];
+		struct rpx_dev dev[2];
+		struct rpx_packed packed[2];
+	};
 };
 
 struct link {
@@ -31,26 +37,47 @@ static void must(int rc)
 		abort();
 }
 
-/* vring 0 carries device to driver, vring 1 driver to device; the buffers follow. */
-static void link_open(struct link *l, uint8_t *base)
+#define RING_BYTES ((rpx_ring_bytes(NUM, 4096) + 4095u) & ~4095u)
+
+static void link_split(struct link *l, uint8_t *base, uint32_t i)
 {
 	struct end *a = &l->driver, *b = &l->device;
-	uint32_t bytes = (rpx_ring_bytes(NUM, 4096) + 4095u) & ~4095u;
-	struct rpx_ring rings[2];
-	for (uint32_t i = 0; i < 2; i++) {
-		must(rpx_ring_init_legacy(&rings[i], base + i * bytes, NUM, 4096, RPX_ORDER_SMP, false));
-		rpx_ring_zero(&rings[i]);
-		rpx_drv_init(&a->drv[i], &rings[i], calloc(NUM, sizeof(struct rpx_drv_slot)));
-		rpx_dev_init(&b->dev[i], &rings[i], calloc(NUM, sizeof(uint32_t)), 0, 0);
-	}
+	struct rpx_ring ring;
+	must(rpx_ring_init_legacy(&ring, base, NUM, 4096, RPX_ORDER_SMP, false));
+	rpx_ring_zero(&ring);
+	rpx_drv_init(&a->drv[i], &ring, calloc(NUM, sizeof(struct rpx_drv_slot)));
+	rpx_dev_init(&b->dev[i], &ring, calloc(NUM, sizeof(uint32_t)), 0, 0);
+	*(i == 0 ? &a->rx.drv : &a->tx.drv) = &a->drv[i];
+	*(i == 0 ? &b->tx.dev : &b->rx.dev) = &b->dev[i];
+}
+
+static void link_packed(struct link *l, uint8_t *base, uint32_t i)
+{
+	struct end *a = &l->driver, *b = &l->device;
+	struct rpx_packed_ring ring;
+	uint8_t *events = base + 16u * NUM; /* each on a cache line of its own */
+	must(rpx_packed_ring_init(&ring, base, events, events + 64, NUM, RPX_ORDER_SMP, false));
+	rpx_packed_ring_zero(&ring);
+	rpx_packed_init(&a->packed[i], &ring, calloc(NUM, sizeof(struct rpx_packed_buf)), false, RPX_PACKED_START);
+	rpx_packed_init(&b->packed[i], &ring, calloc(NUM, sizeof(struct rpx_packed_buf)), true, RPX_PACKED_START);
+	*(i == 0 ? &a->rx.packed : &a->tx.packed) = &a->packed[i];
+	*(i == 0 ? &b->tx.packed : &b->rx.packed) = &b->packed[i];
+}
+
+/* vring 0 carries device to driver, vring 1 driver to device; the buffers follow. */
+static void link_open(struct link *l, uint8_t *base, bool packed)
+{
+	struct end *a = &l->driver, *b = &l->device;
 	l->region = (struct rpx_region){ base, ADDR, LINK_BYTES, RPX_PERM_READ | RPX_PERM_WRITE };
 	l->mem = (struct rpx_mem){ &l->region, 1 };
-	struct rpx_pool in = { base + 2 * bytes, ADDR + 2 * bytes, BUF, NUM };
+	struct rpx_pool in = { base + 2 * RING_BYTES, ADDR + 2 * RING_BYTES, BUF, NUM };
 	struct rpx_pool out = { in.base + NUM * BUF, in.addr + NUM * BUF, BUF, NUM };
-	a->rx = (struct rpx_rx){ .drv = &a->drv[0], .pool = in };
-	a->tx = (struct rpx_tx){ .drv = &a->drv[1], .pool = out, .spare = calloc(NUM, sizeof(uint32_t)) };
-	b->rx = (struct rpx_rx){ .dev = &b->dev[1], .mem = &l->mem };
-	b->tx = (struct rpx_tx){ .dev = &b->dev[0], .mem = &l->mem, .spare = calloc(NUM, sizeof(uint32_t)) };
+	a->rx = (struct rpx_rx){ .pool = in };
+	a->tx = (struct rpx_tx){ .pool = out, .spare = calloc(NUM, sizeof(uint32_t)) };
+	b->rx = (struct rpx_rx){ .mem = &l->mem };
+	b->tx = (struct rpx_tx){ .mem = &l->mem, .spare = calloc(NUM, sizeof(uint32_t)) };
+	for (uint32_t i = 0; i < 2; i++)
+		(packed ? link_packed : link_split)(l, base + i * RING_BYTES, i);
 	must(rpx_rx_post(&a->rx));
 	rpx_rx_publish(&a->rx);
 	rpx_tx_start_drv(&a->tx);

@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What would packed virtqueues (VIRTIO 1.2, 2.8) or IN_ORDER (2.7.9) bring to rpmsg? The same work over three rings:
+ * What does the ring cost, and what would another one bring to rpmsg? The same work over four:
  *
- *   split     csrc/rpx as it is, whose ends do not know their role when they are compiled
- *   bare      the split ring in code as bare as that of the two below: what is left between them is the ring's
- *   in-order  split with IN_ORDER at its best: the avail ring is written once and never read, one used entry a batch
- *   packed    at its best: the address in a descriptor is written once, a batch is published by its first flags
+ *   split     csrc/rpx, whose ends do not know their role when they are compiled
+ *   packed    csrc/rpx over a packed ring (VIRTIO 1.2, 2.8)
+ *   bare      a split ring in bare code, the role compiled in: what it is better by is code
+ *   in-order  the same with IN_ORDER (2.7.9) at its best: the avail ring is written once and never read, one used entry
+ *             a batch
  *
  * Each message is a copy into a buffer with its rpmsg header, and a copy out; both ends check what the other one wrote
  * as csrc/rpx does, and decide at each publish whether to ring (nobody wants it: the other end is awake).
  *
- *   cc -O3 -std=gnu11 -Icsrc -pthread bench/limits/packed.c -o packed
- *   packed [REPEATS] [ONE TWO]       ns a message, min and median of REPEATS (9, at most 101) interleaved repeats, of ONE
+ *   cc -O3 -std=gnu11 -Icsrc -pthread bench/limits/rings.c -o rings
+ *   rings [REPEATS] [ONE TWO]       ns a message, min and median of REPEATS (9, at most 101) interleaved repeats, of ONE
  *                                    messages in one thread (400000) and TWO between two (200000)
- *   packed count RING WAY SIZE BATCH MESSAGES     just that, in one thread: for callgrind or perf stat
+ *   rings count RING WAY SIZE BATCH MESSAGES     just that, in one thread: for callgrind or perf stat
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -64,7 +65,7 @@ static inline void decide(bool ring)
 
 static void die(const char *why)
 {
-	fprintf(stderr, "packed: %s\n", why);
+	fprintf(stderr, "rings: %s\n", why);
 	exit(1);
 }
 
@@ -87,30 +88,48 @@ static inline void compose(uint8_t *buf, const void *data, uint32_t size)
 	rpx_tx_header(&little, buf, 1, 2, size);
 }
 
-/* --------------------------------------------------------------------------------------------- split, as is ---- */
+/* ------------------------------------------------------------------------------------------ as csrc/rpx has it ---- */
 
-struct split_end {
-	struct rpx_drv drv; /* one of them */
-	struct rpx_dev dev;
+struct core_end {
+	union { /* one of them */
+		struct rpx_drv drv;
+		struct rpx_dev dev;
+		struct rpx_packed packed;
+	};
 	struct rpx_tx tx; /* one of them */
 	struct rpx_rx rx;
-	struct rpx_drv_slot slots[NUM];
-	uint32_t seen[NUM], spare[NUM];
+	union {
+		struct rpx_drv_slot slots[NUM];
+		struct rpx_packed_buf bufs[NUM];
+		uint32_t seen[NUM];
+	};
+	uint32_t spare[NUM];
 } __attribute__((aligned(128)));
 
-static struct split_end split[2][2]; /* way; driver, device */
+static struct core_end core[2][2]; /* way; driver, device */
 
-static void split_start(enum way way)
+static void core_start(enum way way, bool packed)
 {
-	struct split_end *drv = &split[way][0], *dev = &split[way][1];
-	struct rpx_ring ring;
-	rpx_ring_init_legacy(&ring, rings_of(way), NUM, 4096, RPX_ORDER_SMP, false);
-	rpx_ring_zero(&ring);
-	memset(split[way], 0, sizeof(split[way]));
-	rpx_drv_init(&drv->drv, &ring, drv->slots);
-	rpx_dev_init(&dev->dev, &ring, dev->seen, 0, 0);
-	drv->tx.drv = drv->rx.drv = &drv->drv;
-	dev->tx.dev = dev->rx.dev = &dev->dev;
+	struct core_end *drv = &core[way][0], *dev = &core[way][1];
+	uint8_t *base = rings_of(way);
+	memset(core[way], 0, sizeof(core[way]));
+	if (packed) {
+		struct rpx_packed_ring ring;
+		rpx_packed_ring_init(&ring, base, base + 16 * NUM, base + 16 * NUM + 64, NUM, RPX_ORDER_SMP, false);
+		rpx_packed_ring_zero(&ring);
+		rpx_packed_init(&drv->packed, &ring, drv->bufs, false, RPX_PACKED_START);
+		rpx_packed_init(&dev->packed, &ring, dev->bufs, true, RPX_PACKED_START);
+		drv->tx.packed = drv->rx.packed = &drv->packed;
+		dev->tx.packed = dev->rx.packed = &dev->packed;
+	} else {
+		struct rpx_ring ring;
+		rpx_ring_init_legacy(&ring, base, NUM, 4096, RPX_ORDER_SMP, false);
+		rpx_ring_zero(&ring);
+		rpx_drv_init(&drv->drv, &ring, drv->slots);
+		rpx_dev_init(&dev->dev, &ring, dev->seen, 0, 0);
+		drv->tx.drv = drv->rx.drv = &drv->drv;
+		dev->tx.dev = dev->rx.dev = &dev->dev;
+	}
 	dev->tx.mem = dev->rx.mem = &mem;
 	drv->tx.spare = drv->spare;
 	dev->tx.spare = dev->spare;
@@ -124,17 +143,29 @@ static void split_start(enum way way)
 		while (rpx_rx_peek(&dev->rx, &msg))
 			rpx_rx_turn(&dev->rx, &msg);
 		rpx_rx_publish(&dev->rx);
+		rpx_tx_mute(&drv->tx);
+		rpx_rx_mute(&dev->rx);
 	} else {
 		rpx_rx_post(&drv->rx);
 		rpx_rx_publish(&drv->rx);
+		rpx_rx_mute(&drv->rx);
+		rpx_tx_mute(&dev->tx);
 	}
-	rpx_drv_mute(&drv->drv);
-	rpx_dev_mute(&dev->dev);
 }
 
-RPX_HOT uint32_t split_send(enum way way, const void *data, uint32_t size, uint32_t n)
+static void split_start(enum way way)
 {
-	struct split_end *s = &split[way][way];
+	core_start(way, false);
+}
+
+static void packed_start(enum way way)
+{
+	core_start(way, true);
+}
+
+RPX_HOT uint32_t core_send(enum way way, const void *data, uint32_t size, uint32_t n)
+{
+	struct core_end *s = &core[way][way];
 	uint32_t sent = 0;
 	if (n > 1) {
 		struct rpx_tx_run run;
@@ -150,9 +181,9 @@ RPX_HOT uint32_t split_send(enum way way, const void *data, uint32_t size, uint3
 	return sent;
 }
 
-RPX_HOT uint32_t split_recv(enum way way, uint8_t *out, uint32_t n)
+RPX_HOT uint32_t core_recv(enum way way, uint8_t *out, uint32_t n)
 {
-	struct split_end *s = &split[way][!way];
+	struct core_end *s = &core[way][!way];
 	struct rpx_msg msg;
 	uint32_t got;
 	if (n > 1) {
@@ -172,7 +203,7 @@ RPX_HOT uint32_t split_recv(enum way way, uint8_t *out, uint32_t n)
 		}
 	}
 	if (rpx_rx_broken(&s->rx))
-		die("split: broken");
+		die("core: broken");
 	decide(rpx_rx_publish(&s->rx));
 	return got;
 }
@@ -524,212 +555,6 @@ RPX_HOT uint32_t in_order_recv(enum way way, uint8_t *out, uint32_t n)
 	return got;
 }
 
-/* ------------------------------------------------------------------------------------------------- packed ---- */
-
-#define P_AVAIL 0x80u
-#define P_USED 0x8000u
-#define P_DISABLE 1u
-
-struct packed_desc {
-	struct rpx_w64 addr;
-	struct rpx_w32 len;
-	struct rpx_w16 id;
-	struct rpx_w16 flags;
-};
-
-struct packed_event {
-	struct rpx_w16 off_wrap;
-	struct rpx_w16 flags;
-};
-
-/* The ring, then the driver's event suppression, then the device's, each in a cache line of its own. */
-struct packed_ring {
-	struct packed_desc desc[NUM];
-	struct packed_event driver __attribute__((aligned(64)));
-	struct packed_event device __attribute__((aligned(64)));
-};
-
-/* One end; `slot` and `wrap` are where it reads and writes, one buffer a slot. Driver: `limit` of what is outstanding. */
-struct packed_end {
-	uint16_t slot;
-	bool wrap;
-	uint32_t limit[NUM]; /* driver: 0 where it is the driver's; device: unused */
-} __attribute__((aligned(128)));
-
-static struct packed_end packed[2][2];
-
-static struct packed_ring *packed_ring(enum way way)
-{
-	return (struct packed_ring *)(void *)rings_of(way);
-}
-
-static void packed_start(enum way way)
-{
-	struct packed_ring *r = packed_ring(way);
-	memset(r, 0, sizeof(*r));
-	memset(packed[way], 0, sizeof(packed[way]));
-	packed[way][0].wrap = packed[way][1].wrap = true;
-	for (uint32_t i = 0; i < NUM; i++) {
-		rpx_put64(&r->desc[i].addr, addr_of(way, i), false);
-		rpx_put32(&r->desc[i].len, BUF, false);
-		rpx_put16(&r->desc[i].id, (uint16_t)i, false);
-		if (way == TO_DRIVER) {
-			packed[way][0].limit[i] = BUF;
-			rpx_put16(&r->desc[i].flags, RPX_DESC_F_WRITE | P_AVAIL, false);
-		}
-	}
-	rpx_put16(&r->driver.flags, P_DISABLE, false);
-	rpx_put16(&r->device.flags, P_DISABLE, false);
-}
-
-/* The flags that make the descriptor the other end's: written last, those of a batch's first descriptor after all. */
-struct packed_batch {
-	struct rpx_w16 *first;
-	uint16_t flags;
-};
-
-static inline void packed_stage(struct packed_batch *batch, struct packed_desc *d, uint16_t flags)
-{
-	if (batch->first == NULL) {
-		batch->first = &d->flags;
-		batch->flags = flags;
-	} else {
-		rpx_put16_release(&d->flags, flags, false, RPX_ORDER_SMP);
-	}
-}
-
-static inline void packed_publish(const struct packed_batch *batch, const struct packed_event *other)
-{
-	if (batch->first == NULL)
-		return;
-	rpx_put16_release(batch->first, batch->flags, false, RPX_ORDER_SMP);
-	rpx_fence_full(RPX_ORDER_SMP);
-	decide(rpx_get16(&other->flags, false) != P_DISABLE);
-}
-
-static inline void packed_step(struct packed_end *q)
-{
-	if (++q->slot == NUM) {
-		q->slot = 0;
-		q->wrap = !q->wrap;
-	}
-}
-
-/* Driver: whether the buffer of the slot is the driver's, taking it back from the device where it is used. */
-static inline bool packed_drv_take(struct packed_end *q, const struct packed_desc *d, bool used_wrap, uint32_t *len)
-{
-	uint16_t flags = rpx_get16_acquire(&d->flags, false, RPX_ORDER_SMP);
-	if (!(flags & P_AVAIL) == used_wrap || !(flags & P_USED) == used_wrap)
-		return false;
-	uint16_t id = rpx_get16(&d->id, false);
-	*len = rpx_get32(&d->len, false);
-	/* Slot and buffer are one: the device uses buffers in order here, as rpmsg's do. */
-	if (id >= NUM || id != q->slot || q->limit[id] == 0 || *len > q->limit[id])
-		die("packed: broken");
-	q->limit[id] = 0;
-	return true;
-}
-
-static inline void packed_drv_give(struct packed_end *q, struct packed_batch *batch, struct packed_desc *d, uint32_t len,
-				   uint16_t write)
-{
-	q->limit[q->slot] = len;
-	rpx_put32(&d->len, len, false); /* the device may have written here: it wrote len and id */
-	rpx_put16(&d->id, q->slot, false);
-	packed_stage(batch, d, (uint16_t)(write | (q->wrap ? P_AVAIL : P_USED)));
-}
-
-/* Device: the buffer of the slot, or NULL while it is the driver's. */
-static inline uint8_t *packed_dev_take(struct packed_end *q, const struct packed_desc *d, bool write, uint32_t *len,
-				       uint16_t *id)
-{
-	uint16_t flags = rpx_get16_acquire(&d->flags, false, RPX_ORDER_SMP);
-	if (!(flags & P_AVAIL) == q->wrap || !(flags & P_USED) != q->wrap)
-		return NULL;
-	*id = rpx_get16(&d->id, false);
-	*len = rpx_get32(&d->len, false);
-	if (*id >= NUM || (flags & 7u) != (write ? RPX_DESC_F_WRITE : 0u))
-		die("packed: broken");
-	uint8_t *buf = rpx_mem_at(&mem, rpx_get64(&d->addr, false), *len, write ? RPX_PERM_WRITE : RPX_PERM_READ);
-	if (buf == NULL || ((uintptr_t)buf & 3u) != 0)
-		die("packed: broken");
-	return buf;
-}
-
-static inline void packed_dev_give(struct packed_end *q, struct packed_batch *batch, struct packed_desc *d, uint16_t id,
-				   uint32_t len)
-{
-	rpx_put16(&d->id, id, false);
-	rpx_put32(&d->len, len, false);
-	packed_stage(batch, d, q->wrap ? P_AVAIL | P_USED : 0);
-}
-
-RPX_HOT uint32_t packed_send(enum way way, const void *data, uint32_t size, uint32_t n)
-{
-	struct packed_ring *r = packed_ring(way);
-	struct packed_end *q = &packed[way][way];
-	struct packed_batch batch = { NULL, 0 };
-	uint32_t sent = 0, len;
-	uint16_t id;
-	for (; sent < n; sent++) {
-		struct packed_desc *d = &r->desc[q->slot];
-		if (way == TO_DEVICE) {
-			/* One round behind: what was given in the round before has the other value of the counter. */
-			if (q->limit[q->slot] != 0 && !packed_drv_take(q, d, !q->wrap, &len))
-				break;
-			compose(buffers_of(way) + q->slot * BUF, data, size);
-			packed_drv_give(q, &batch, d, RPX_HDR + size, 0);
-		} else {
-			uint8_t *buf = packed_dev_take(q, d, true, &len, &id);
-			if (buf == NULL)
-				break;
-			if (len < RPX_HDR + size)
-				die("packed: short");
-			compose(buf, data, size);
-			packed_dev_give(q, &batch, d, id, RPX_HDR + size);
-		}
-		packed_step(q);
-	}
-	packed_publish(&batch, way == TO_DEVICE ? &r->device : &r->driver);
-	return sent;
-}
-
-RPX_HOT uint32_t packed_recv(enum way way, uint8_t *out, uint32_t n)
-{
-	struct packed_ring *r = packed_ring(way);
-	struct packed_end *q = &packed[way][!way];
-	struct packed_batch batch = { NULL, 0 };
-	uint32_t got = 0, room, src, dst, len;
-	uint16_t id;
-	for (; got < n; got++) {
-		struct packed_desc *d = &r->desc[q->slot];
-		if (way == TO_DEVICE) {
-			uint8_t *buf = packed_dev_take(q, d, false, &room, &id);
-			if (buf == NULL)
-				break;
-			if (!parse(buf, room, &src, &dst, &len))
-				die("packed: header");
-			rpx_copy_from(out, buf + RPX_HDR, len, RPX_KIND_CACHED);
-			packed_dev_give(q, &batch, d, id, 0);
-			packed_step(q);
-		} else {
-			/* The counter of what is taken; what is given back is of the round after. */
-			if (!packed_drv_take(q, d, q->wrap, &room))
-				break;
-			const uint8_t *buf = buffers_of(way) + q->slot * BUF;
-			if (!parse(buf, room, &src, &dst, &len))
-				die("packed: header");
-			rpx_copy_from(out, buf + RPX_HDR, len, RPX_KIND_CACHED);
-			q->wrap = !q->wrap;
-			packed_drv_give(q, &batch, d, BUF, RPX_DESC_F_WRITE);
-			q->wrap = !q->wrap;
-			packed_step(q);
-		}
-	}
-	packed_publish(&batch, way == TO_DEVICE ? &r->device : &r->driver);
-	return got;
-}
-
 /* ---------------------------------------------------------------------------------------------------- work ---- */
 
 struct cell {
@@ -812,15 +637,19 @@ static inline void check(const uint8_t *got, uint32_t size)
 		} \
 	}
 
-WORK(split)
+WORK(core)
 WORK(bare)
 WORK(in_order)
-WORK(packed)
 
-#define CELL(name, ring) \
-	{ name, ring##_start, ring##_one_thread, ring##_sender, ring##_receiver, ring##_asker, ring##_answerer }
+#define CELL(name, start, ring) \
+	{ name, start##_start, ring##_one_thread, ring##_sender, ring##_receiver, ring##_asker, ring##_answerer }
 
-static const struct cell cells[] = { CELL("split", split), CELL("bare", bare), CELL("in-order", in_order), CELL("packed", packed) };
+static const struct cell cells[] = {
+	CELL("split", split, core),
+	CELL("packed", packed, core),
+	CELL("bare", bare, bare),
+	CELL("in-order", in_order, in_order),
+};
 #define CELLS (sizeof(cells) / sizeof(cells[0]))
 
 /* ------------------------------------------------------------------------------------------------- measuring ---- */
