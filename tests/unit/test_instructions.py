@@ -31,7 +31,7 @@ def test_the_budget_is_kept() -> None:
     status, output = run([sys.executable, "-m", "bench.instructions"], timeout=200, cwd=ROOT)
     require(status != NONE, output)
     assert status == KEPT, output
-    assert output.count(" a call, ") == 8 and output.count("send") >= 10
+    assert output.count(" a call, ") == 16 and output.count("send") >= 10
 
 
 def test_more_instructions_are_seen(tmp_path: Path) -> None:
