@@ -208,7 +208,7 @@ RPX_HOT int rpx_rx_parse(const struct rpx_rx *rx, const uint8_t *buf, struct rpx
 RPX_HOT int rpx_rx_take_drv(struct rpx_rx *rx, struct rpx_msg *msg, const uint8_t **buf)
 {
 	uint16_t id = 0;
-	int rc = rpx_drv_used(rx->drv, &id, &msg->room);
+	int rc = rx->drv != NULL ? rpx_drv_used(rx->drv, &id, &msg->room) : rpx_packed_used(rx->packed, &id, &msg->room);
 	if (rc <= 0)
 		return rc;
 	*buf = rx->pool.base + (size_t)id * rx->pool.size;
@@ -253,16 +253,9 @@ static inline int rpx_rx_take_packed(struct rpx_rx *rx, struct rpx_msg *msg, con
 	struct rpx_packed *q = rx->packed;
 	struct rpx_packed_chain c;
 	struct rpx_seg seg;
-	uint16_t id = 0;
 	int rc;
-	if (!q->device) {
-		if ((rc = rpx_packed_used(q, &id, &msg->room)) <= 0)
-			return rc;
-		*buf = rx->pool.base + (size_t)id * rx->pool.size;
-		RPX_INVALIDATE(*buf, msg->room);
-		msg->token = id;
-		return RPX_RX_MESSAGE;
-	}
+	if (!q->device)
+		return rpx_rx_take_drv(rx, msg, buf);
 	if ((rc = rpx_packed_pop(q, &c)) <= 0)
 		return rc;
 	if ((rc = rpx_packed_next(&c, q, rx->mem, &seg)) != 1)

@@ -55,7 +55,7 @@ cdef int bus_session_start(Bus bus, session, bint kick) except -1:
         bus_session_rings(bus, session)
         bus.session = session
         bus.up = True
-        if session.rx_pool is not None or not bus.exposed:
+        if bus.link.role == "driver" or not bus.exposed:
             rpx_tx_mute(&bus.tx)
         if session.driver_status:  # rings and buffers before the status that says they are there (3.1.1)
             rpx_store8_release(bus_locate(bus, session.status[0], session.status[1], 1), session.driver_status,
@@ -95,6 +95,8 @@ cdef int bus_session_rings(Bus bus, session) except -1:
         bus_session_packed(bus, session, driver)
     else:
         bus_session_split(bus, session, driver)
+    if not bus.exposed:
+        rpx_rx_mute(&bus.rx)
     if driver:
         if not session.resume:
             rpx_rx_post(&bus.rx)
@@ -102,7 +104,8 @@ cdef int bus_session_rings(Bus bus, session) except -1:
             rpx_tx_start_drv(&bus.tx)
     else:
         bus.posted = rpx_tx_posted(&bus.tx)
-        bus.status = NULL if session.status is None else bus_locate(bus, session.status[0], session.status[1], 1)
+        if session.status is not None:
+            bus.status = bus_locate(bus, session.status[0], session.status[1], 1)
     bus_session_agreed(bus, session.agreed)
     return 0
 
@@ -185,8 +188,6 @@ cdef int bus_session_split(Bus bus, session, bint driver) except -1:
         bus.rx.dev = &bus.dev_rx
         bus.tx.dev = &bus.dev_tx
         bus.rx.whole = bus.tx.whole = session.whole_used_len
-    if not bus.exposed:
-        rpx_rx_mute(&bus.rx)
     return 0
 
 
@@ -226,8 +227,6 @@ cdef int bus_session_packed(Bus bus, session, bint driver) except -1:
     bus.tx.packed = &bus.packed_tx
     if session.positions is not None:
         bus.positions = <uint32_t *>bus_locate(bus, session.positions[0], session.positions[1], 8)
-    if not bus.exposed:
-        rpx_rx_mute(&bus.rx)
     return 0
 
 
